@@ -1,0 +1,94 @@
+# make demo | test | bench | check: each sets up what it needs, in $(VENV), and only what changed.
+# A machine needs python3 (>= 3.10, with venv), a C++17 compiler and make; the rest comes from pip.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench check build tidy format dist clean
+
+help:
+	@echo 'make demo    train classifiers on noisy labels with this loss: a table, reliability diagrams'
+	@echo 'make test    the test suite (PYTEST_ARGS="-k name" selects)'
+	@echo 'make bench   the benchmarks (BENCH_ARGS="..." is passed on)'
+	@echo 'make check   formatters, linters, type checkers, the typed stub'
+	@echo 'make format  rewrite files as the formatters want them'
+	@echo 'make build   compile what changed, in place'
+	@echo 'make dist    sdist and wheel, in dist/'
+	@echo 'make clean   remove builds and environments'
+
+demo: $(VENV)/.demo $(VENV)/.native
+	$(BIN)/python -m gce demo $(DEMO_ARGS)
+
+test: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.bench $(VENV)/.native
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+build: $(VENV)/.native
+
+dist: $(VENV)/.dev
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info gce/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environment: one stamp file for each set of packages ---------------------------------------
+# The order-only prerequisites (after |) form a chain, so that no two pips run at once under -j.
+
+NATIVE := $(shell find native -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
+
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.build: pyproject.toml | $(VENV)/.pip
+	$(PIP) install --upgrade --group build
+	@touch $@
+
+# Editable and without build isolation: objects stay in build/, and only what changed is compiled.
+$(VENV)/.native: $(NATIVE) | $(VENV)/.build
+	$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.native
+	$(PIP) install --no-build-isolation --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/.demo
+	$(PIP) install --group $*
+	@touch $@
+
+# --- checks -------------------------------------------------------------------------------------
+
+CPP := $(shell find native -name '*.h' -o -name '*.cpp')
+
+check: $(VENV)/.dev $(VENV)/.native
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy --config-file= --check-untyped-defs --ignore-missing-imports $(wildcard tests benchmarks)
+	$(BIN)/python -m mypy.stubtest gce
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/pre-commit validate-config
+	@$(MAKE) --no-print-directory -j$(JOBS) tidy
+
+# A stamp for each file that this machine compiles (the build listed them): only what changed is
+# analysed again. Headers are covered through the files that include them.
+COMPILED = $(filter $(CPP),$(shell grep -so 'native/[^"]*\.cpp' build/compile_commands.json))
+tidy: $(patsubst %,build/tidy/%.ok,$(sort $(COMPILED)))
+build/tidy/%.ok: % .clang-tidy $(NATIVE)
+	$(BIN)/clang-tidy --quiet -p build $<
+	@mkdir -p $(@D) && touch $@
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)

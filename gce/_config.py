@@ -1,0 +1,63 @@
+"""What this build is and what it runs on: `gce.show_config`."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+
+import gce
+from gce import _native
+
+__all__ = ["show_config"]
+
+
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Show the versions, instruction sets and threads in use.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}
+        Print the configuration, or return it.
+
+    Returns
+    -------
+    dict or None
+        With ``mode="dicts"``, the configuration: names to strings, numbers or lists of strings.
+
+    Raises
+    ------
+    ValueError
+        If `mode` is neither.
+    RuntimeError
+        If the environment variable ``GCE_FORCE_ISA`` names an instruction set that this build or
+        this CPU does not have.
+
+    Examples
+    --------
+    >>> import gce
+    >>> config = gce.show_config(mode="dicts")
+    >>> config["isa"] in config["isas_available"]
+    True
+    """
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f"mode = {mode!r}, expected 'stdout' or 'dicts'")
+    config: dict[str, Any] = {
+        "gce": _native.__version__,
+        "isa": _native.isa_name(),
+        "isas_available": _native.available_isas(),
+        "isas_compiled": _native.compiled_isas(),
+        "threads": gce.get_num_threads(),
+        "numpy": np.__version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "compiler": _native.compiler,
+        "platform": platform.platform(),
+    }
+    if mode == "dicts":
+        return config
+    width = max(map(len, config))
+    for name, value in config.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        print(f"{name:<{width}}  {text}")
+    return None

@@ -1,0 +1,102 @@
+// The C ABI over the core's C++: the only file that catches.
+#include <exception>
+#include <new>
+#include <string>
+
+#include "dispatch.h"
+#include "error.h"
+#include "gce/gce.h"
+#include "plan.h"
+#include "validate.h"
+
+struct gce_plan : gce::Plan {
+  using gce::Plan::Plan;
+};
+
+namespace {
+
+thread_local std::string last_error;
+
+template <class Action>
+gce_status guarded(Action action) {
+  try {
+    action();
+    return GCE_OK;
+  } catch (const gce::Error& error) {
+    last_error = error.message();
+    return error.status();
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";
+    return GCE_OUT_OF_MEMORY;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return GCE_RUNTIME_ERROR;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void gce_problem_init(gce_problem* problem) {
+  *problem = gce_problem();
+  problem->axis = -1;
+  problem->reduction = GCE_REDUCTION_MEAN;
+  problem->value = GCE_VALUE_PRIMITIVE;
+}
+
+gce_status gce_plan_create(const gce_problem* problem, int32_t max_workers, gce_plan** plan) {
+  *plan = nullptr;
+  return guarded([&] { *plan = new gce_plan(*problem, max_workers); });
+}
+
+int32_t gce_plan_workers(const gce_plan* plan) { return plan->workers(); }
+
+void gce_plan_work(gce_plan* plan, int32_t worker) { plan->work(worker); }
+
+void gce_plan_finish(gce_plan* plan) {
+  if (plan == nullptr) return;
+  plan->finish();
+  delete plan;
+}
+
+gce_status gce_run(const gce_problem* problem) {
+  return guarded([&] {
+    gce::Plan plan(*problem, 1);
+    plan.work(0);
+    plan.finish();
+  });
+}
+
+gce_status gce_reduction_from_name(const char* name, gce_reduction* reduction) {
+  return guarded([&] { *reduction = gce::reduction_from_name(name); });
+}
+
+gce_status gce_value_from_name(const char* name, gce_value* value) {
+  return guarded([&] { *value = gce::value_from_name(name); });
+}
+
+const char* gce_last_error(void) { return last_error.c_str(); }
+
+gce_status gce_pointwise(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
+                         const int64_t* strides, int64_t* out_of_range) {
+  return guarded(
+      [&] { *out_of_range = gce::kernels().pointwise(op, dtype, n, args, strides); });
+}
+
+gce_status gce_isa_in_use(const char** name) {
+  return guarded([&] { *name = gce::kernels().name; });
+}
+
+const char* gce_isa_name(int32_t i, int32_t* supported) {
+  bool is_supported = false;
+  const char* name = gce::isa_name(i, &is_supported);
+  *supported = is_supported ? 1 : 0;
+  return name;
+}
+
+gce_status gce_isa_select(const char* name) {
+  return guarded([&] { gce::select_isa(name); });
+}
+
+}  // extern "C"

@@ -1,0 +1,2 @@
+#include "../simd/baseline.h"
+#include "../kernels.inc.h"

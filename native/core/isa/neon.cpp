@@ -1,0 +1,2 @@
+#include "../simd/neon.h"
+#include "../kernels.inc.h"

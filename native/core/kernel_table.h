@@ -1,0 +1,105 @@
+// What the core hands to the kernels of one ISA, and all that an ISA object exports.
+//
+// Plain data only: this header is compiled into every ISA object, so it must not bring in anything
+// inline from the standard library (an AVX-512 copy of a weak symbol must never be linked into code
+// for the baseline).
+#ifndef GCE_CORE_KERNEL_TABLE_H_
+#define GCE_CORE_KERNEL_TABLE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gce/gce.h"
+
+namespace gce {
+
+// The arrays that have one entry per row (for logits and grad: one vector of V per row).
+enum RowArrayId {
+  kLogits,
+  kTargets,
+  kGamma,
+  kThreshold,
+  kSampleWeight,
+  kGradOutput,
+  kLoss,
+  kGrad,
+  kTargetLogProb,
+  kLogsumexp,
+  kArgmax,
+  kRowArrayCount
+};
+
+struct RowArray {
+  char* data;  // null: absent
+  int32_t dtype;
+  int64_t strides[GCE_MAX_NDIM];  // bytes, one for each of RowProblem::shape; 0 where broadcast
+};
+
+// How the kernels walk the logits. All give the same bits.
+enum Layout {
+  kRowsDirect,       // a row is contiguous: lanes run along the classes
+  kColumnsDirect,    // neighbouring rows are contiguous: lanes run along the rows
+  kColumnsGathered,  // few classes: a tile of rows is transposed into scratch, then as above
+  kRowsGathered      // anything else: each row is copied into scratch, then as the first
+};
+
+// A validated problem: N rows, laid out over the collapsed outer axes `shape`.
+struct RowProblem {
+  int64_t rows;     // N
+  int64_t classes;  // V
+  int64_t logits_class_stride;
+  int64_t grad_class_stride;
+  int32_t ndim;
+  int64_t shape[GCE_MAX_NDIM];
+  RowArray arrays[kRowArrayCount];
+
+  const char* weight;  // class weights, or null
+  int64_t weight_stride;
+  int32_t weight_dtype;
+
+  int32_t value;      // a gce_value
+  int32_t reduction;  // a gce_reduction
+  bool has_ignore_index;
+  int64_t ignore_index;
+  double grad_scale;  // 1 / divisor of the mean, else 1
+
+  // Set by KernelTable::lay_out:
+  Layout layout;
+  bool stream_grad;      // non-temporal stores
+  int64_t tile_rows;     // R
+  int64_t chunk_rows;    // rows of one unit of work: depends on V and dtype alone, never on threads
+  size_t scratch_bytes;  // per worker, 64-byte aligned
+};
+
+// A sum kept as an unevaluated pair high + low.
+struct PairSum {
+  double high;
+  double low;
+};
+
+struct TargetCheck {
+  int64_t first_invalid;  // index of the first target outside [0, V) that is not ignored; n if none
+  int64_t counted;        // targets that are not ignored
+};
+
+struct KernelTable {
+  const char* name;
+  void (*lay_out)(RowProblem* problem, int64_t cache_bytes);
+  // Rows [begin, end): writes gradients, per-row outputs, and the chunk's sum of losses.
+  void (*run_chunk)(const RowProblem& problem, int64_t begin, int64_t end, char* scratch,
+                    PairSum* loss_sum);
+  TargetCheck (*check_targets)(const char* targets, int32_t dtype, int64_t stride, int64_t n,
+                               int64_t classes, bool has_ignore_index, int64_t ignore_index);
+  int64_t (*pointwise)(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
+                       const int64_t* strides);
+};
+
+// One function per ISA object; dispatch.cpp lists those compiled in.
+const KernelTable* baseline_kernels();
+const KernelTable* avx2_kernels();
+const KernelTable* avx512_kernels();
+const KernelTable* neon_kernels();
+
+}  // namespace gce
+
+#endif  // GCE_CORE_KERNEL_TABLE_H_

@@ -1,0 +1,181 @@
+// From a row's sum of exponentials to its loss, gradient weight and statistics, vectorised over rows, in
+// double whatever the logits are. Included by ../kernels.inc.h.
+//
+//   l = log p, p = softmax(z)[y], d = 1 - gamma
+//   w = p / (gamma + d p) = 1 / (d + gamma / p),  w_b = max(b, w)
+//   primitive  L = -log(gamma + d p) / d, and below t* = b gamma / (1 - b d): L(t*) + b (log t* - l)
+//   surrogate  L = w_b (-l)
+//
+// Everything starts from 1 - p = (sum of the other exponentials) / sum and from l, never from a rounded p.
+// Source: spec of the loss in the README; arXiv 2302.13344.
+
+namespace gce {
+namespace {
+
+// One row's target: l = log p, p and 1 - p each to full relative accuracy.
+struct TargetProb {
+  F64 p;
+  F64 one_minus_p;
+};
+
+// log p from whichever of p and 1 - p is not near 1.
+inline F64 log_prob(const TargetProb& t, F64 log_p_if_small) {
+  const F64 half = broadcast(0.5);
+  return select(t.one_minus_p < half, log_one_minus(select(t.one_minus_p < half, t.one_minus_p, half)),
+                log_p_if_small);
+}
+
+// -log(gamma + d p) / d; at d = 0 its limit 1 - p. Not for gamma = 0, where p may have underflowed.
+inline F64 primitive_at(const TargetProb& t, F64 gamma) {
+  const F64 zero = broadcast(0.0);
+  const F64 one = broadcast(1.0);
+  const F64 half = broadcast(0.5);
+  const F64 delta = one - gamma;
+  const F64 u = delta * t.one_minus_p;
+  const Mask64 near_one = u < half;
+  const F64 direct = mul_add(delta, t.p, gamma);
+  const F64 v = select(near_one, one - u, direct);
+  const F64 lost = select(near_one, (one - v) - u, zero);
+  const F64 log_s = log(v) + lost / v;
+  return select(delta == zero, t.one_minus_p, (zero - log_s) / delta);
+}
+
+// The primitive loss with threshold, for log_p = log p.
+inline F64 primitive_loss(const TargetProb& t, F64 log_p, F64 gamma, F64 b) {
+  const F64 zero = broadcast(0.0);
+  const F64 one = broadcast(1.0);
+  F64 loss = select(gamma == zero, zero - log_p, primitive_at(t, gamma));
+  if (any(zero < b)) {
+    const F64 scale = mul_add(b, gamma, one - b);  // 1 - b d, which is 0 only at b = 1, gamma = 0
+    const TargetProb knee = {b * gamma / scale, (one - b) / scale};
+    const F64 log_knee = log_prob(knee, log(knee.p));
+    const F64 tail = mul_add(b, log_knee - log_p, primitive_at(knee, gamma));
+    loss = select(t.p < knee.p, tail, loss);
+  }
+  return loss;
+}
+
+inline F64 surrogate_loss(F64 log_p, F64 weight) {
+  const F64 zero = broadcast(0.0);
+  return select(weight == zero, zero, weight * (zero - log_p));  // p -> 0: w log p -> 0
+}
+
+// The target of F64::kLanes rows from their sums. x = log2 of the target's exponential.
+struct TargetStats {
+  TargetProb prob;
+  F64 gamma_over_p;
+};
+
+inline TargetStats target_stats(F64 x, F64 exponential, F64 sum_high, F64 sum_low, F64 gamma) {
+  const F64 zero = broadcast(0.0);
+  // The exponential as the sum has it, so that what the two share cancels; computed anew where it is so
+  // small that it may have underflowed and is nothing to the sum.
+  const F64 floor = broadcast(-2040.0);
+  const F64 bounded = max(floor, x);  // keeps NaN
+  const Mask64 tiny = x < broadcast(-64.0);
+  const F64 whole = ceil(bounded);
+  const F64 anew = exp2(bounded - whole);
+  const F64 exponent = select(tiny, whole, zero);
+  const F64 numerator = select(tiny, anew, exponential);
+  const F64 sum = sum_high + sum_low;
+  const F64 rest = max(zero, (sum_high - scale_by_integer(numerator, exponent)) + sum_low);
+  TargetStats stats;
+  stats.prob.p = scale_by_integer(numerator / sum, exponent);
+  stats.prob.one_minus_p = rest / sum;
+  stats.gamma_over_p = scale_by_integer(gamma * (sum / numerator), zero - exponent);
+  return stats;
+}
+
+inline F64 grad_weight(F64 gamma_over_p, F64 gamma, F64 b) {
+  const F64 one = broadcast(1.0);
+  return max(b, one / ((one - gamma) + gamma_over_p));  // keeps NaN
+}
+
+// The rows' targets in double: logit, reference, and exponential as the passes compute it.
+template <class Storage>
+void target_terms(const Tile<Storage>& tile, int64_t rows, double* logit, double* reference,
+                  double* exponential) {
+  using Vector = typename Tile<Storage>::Vector;
+  for (int64_t r = 0; r < rows; r += Vector::kLanes) {
+    const Vector z = load(tile.target_logit + r) - load(tile.shift + r);
+    const Vector k = load(tile.reference + r);
+    store_as_double(logit + r, z);
+    store_as_double(reference + r, k);
+    store_as_double(exponential + r, exp2(fused_mul_sub(z, broadcast(Log2E<Vector>::kValue), k)));
+  }
+}
+
+struct EpilogueNeeds {
+  bool loss;
+  bool statistics;
+  bool surrogate;
+};
+
+// Fills the tile's results and adds its losses to *loss_sum.
+template <class Storage>
+void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>* loss_sum) {
+  using Vector = typename Tile<Storage>::Vector;
+  using Scalar = typename Tile<Storage>::Scalar;
+  constexpr int64_t kSize = Tile<Storage>::kSize;
+  constexpr double kLog2E = static_cast<double>(Log2E<Vector>::kValue);
+  const F64 to_natural = broadcast(1.0 / kLog2E);
+  const F64 stretch = broadcast(1.4426950408889634074 / kLog2E);  // see Log2E
+  const F64 zero = broadcast(0.0);
+
+  double logit[kSize];
+  double reference[kSize];
+  double exponential[kSize];
+  double counted[kSize] = {};
+  double factor[kSize];
+  double at_target[kSize];
+  const int64_t rows = (tile->rows + Vector::kLanes - 1) / Vector::kLanes * Vector::kLanes;
+  target_terms(*tile, rows, logit, reference, exponential);
+  for (int64_t r = 0; r < tile->rows; ++r) counted[r] = tile->ignored(r) ? 0.0 : 1.0;
+
+  for (int64_t r = 0; r < rows; r += F64::kLanes) {
+    const F64 gamma = load(tile->gamma + r);
+    const F64 b = load(tile->threshold + r);
+    const F64 row_weight = load(tile->row_weight + r);
+    const F64 k = load(reference + r);
+    const F64 sum_high = load(tile->sum_high + r);
+    const F64 sum_low = load(tile->sum_low + r);
+    const F64 sum = sum_high + sum_low;
+    const Mask64 ignored = load(counted + r) == zero;
+    const F64 x = fused_mul_sub(load(logit + r), broadcast(kLog2E), k);
+    const TargetStats stats = target_stats(x, load(exponential + r), sum_high, sum_low, gamma);
+    const F64 weight = grad_weight(stats.gamma_over_p, gamma, b);
+
+    if (needs.loss || needs.statistics) {
+      F64 log_sum = zero;
+      F64 log_p = zero;
+      if (needs.statistics || needs.surrogate || any(gamma == zero) || any(zero < b)) {
+        log_sum = log(sum) * stretch;
+        log_p = log_prob(stats.prob, mul_add(x, to_natural, zero - log_sum));
+      }
+      const F64 loss = needs.surrogate ? surrogate_loss(log_p, weight)
+                                       : primitive_loss(stats.prob, log_p, gamma, b);
+      const F64 counted_loss = select(ignored, zero, loss * row_weight);
+      store(tile->loss + r, counted_loss);
+      loss_sum->add(counted_loss);
+      store(tile->target_log_prob + r, select(ignored, zero, log_p));
+      const F64 shift = load_as_double(tile->shift + r);
+      store(tile->logsumexp + r, shift + mul_add(k, to_natural, log_sum));
+    }
+
+    const F64 slope = weight * row_weight * load(tile->upstream + r);
+    store(factor + r, slope / sum);
+    store(at_target + r, zero - slope * stats.prob.one_minus_p);
+  }
+
+  Scalar target_grad[kSize];
+  for (int64_t r = 0; r < rows; ++r) {
+    tile->grad_factor[r] = static_cast<Scalar>(factor[r]);
+    target_grad[r] = static_cast<Scalar>(at_target[r]);
+  }
+  for (int64_t r = 0; r < rows; r += Vector::kLanes) {
+    store(tile->target_grad + r, load(target_grad + r));
+  }
+}
+
+}  // namespace
+}  // namespace gce

@@ -1,0 +1,87 @@
+// Written by native/tools/polynomials.py; constant term first. Included by ../kernels.inc.h.
+
+namespace gce {
+namespace {
+
+// 2^t on [-0.5, 0.5]: largest relative error 9.3e-08, before rounding in use.
+constexpr float kExp2CenteredF32[] = {
+    0x1.0000000000000p+0f,
+    0x1.62e42a0000000p-1f,
+    0x1.ebf9c20000000p-3f,
+    0x1.c6b6d80000000p-5f,
+    0x1.3ce8ac0000000p-7f,
+    0x1.5bda400000000p-10f,
+};
+
+// 2^t on [-0.5, 0.5]: largest relative error 2e-17, before rounding in use.
+constexpr double kExp2CenteredF64[] = {
+    0x1.0000000000000p+0,
+    0x1.62e42fefa39efp-1,
+    0x1.ebfbdff82c5aep-3,
+    0x1.c6b08d704a0c6p-5,
+    0x1.3b2ab6fb9f1a5p-7,
+    0x1.5d87fe78a3f9cp-10,
+    0x1.430913112c61bp-13,
+    0x1.ffcbfc6da6ed1p-17,
+    0x1.62bfc2c86d700p-20,
+    0x1.b524ebd13a55fp-24,
+    0x1.e6228acd1c6e5p-28,
+    0x1.e9ec1fcb69a7fp-32,
+};
+
+// 2^t on [0.0, 1.0]: largest relative error 8.2e-08, before rounding in use.
+constexpr float kExp2PositiveF32[] = {
+    0x1.0000000000000p+0f,
+    0x1.62e4ba0000000p-1f,
+    0x1.ebdb6a0000000p-3f,
+    0x1.c91c100000000p-5f,
+    0x1.277c1c0000000p-7f,
+    0x1.e969120000000p-10f,
+};
+
+// 2^t on [0.0, 1.0]: largest relative error 1.4e-17, before rounding in use.
+constexpr double kExp2PositiveF64[] = {
+    0x1.0000000000000p+0,
+    0x1.62e42fefa39fap-1,
+    0x1.ebfbdff82bd67p-3,
+    0x1.c6b08d7070085p-5,
+    0x1.3b2ab6f5ef905p-7,
+    0x1.5d87ff7b78a76p-10,
+    0x1.4308f5f51db7ep-13,
+    0x1.ffd042008e366p-17,
+    0x1.628a9b2661495p-20,
+    0x1.b895fab031272p-24,
+    0x1.c1546b0b891a7p-28,
+    0x1.5a6d6b99eb4a1p-31,
+};
+
+// R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f).
+constexpr double kLog[] = {
+    0x1.5555555555558p-1,
+    0x1.99999999952e2p-2,
+    0x1.2492492df148dp-2,
+    0x1.c71c62e5800a1p-3,
+    0x1.7462b4ab2ef6bp-3,
+    0x1.39fe606542ddep-3,
+    0x1.2b584aae78a57p-3,
+};
+
+// (e^x - 1)/x on [-1/2, 1/2].
+constexpr double kExpm1[] = {
+    0x1.0000000000000p+0,
+    0x1.0000000000000p-1,
+    0x1.5555555555555p-3,
+    0x1.55555555555e5p-5,
+    0x1.1111111111137p-7,
+    0x1.6c16c16bf2c5dp-10,
+    0x1.a01a01a006d2ap-13,
+    0x1.a01a021b73430p-16,
+    0x1.71de3a972f8cap-19,
+    0x1.27e42df3ab7bcp-22,
+    0x1.ae637b5a397c8p-26,
+    0x1.2036290a2a4e6p-29,
+    0x1.6282cd6876bd7p-33,
+};
+
+}  // namespace
+}  // namespace gce

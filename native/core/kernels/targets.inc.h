@@ -1,0 +1,51 @@
+// Checking and counting targets, in loops that the compiler vectorises. Included by ../kernels.inc.h.
+
+namespace gce {
+namespace {
+
+template <class Integer>
+TargetCheck check_contiguous(const Integer* targets, int64_t n, int64_t classes,
+                             bool has_ignore_index, int64_t ignore_index) {
+  int64_t counted = 0;
+  int64_t invalid = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t target = static_cast<int64_t>(targets[i]);
+    const bool ignored = has_ignore_index & (target == ignore_index);
+    const bool outside = static_cast<uint64_t>(target) >= static_cast<uint64_t>(classes);
+    counted += !ignored;
+    invalid += outside & !ignored;
+  }
+  return {invalid == 0 ? n : -1, counted};
+}
+
+inline TargetCheck check_each(const char* targets, int32_t dtype, int64_t stride, int64_t n,
+                              int64_t classes, bool has_ignore_index, int64_t ignore_index) {
+  int64_t counted = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t target = read_target(targets + i * stride, dtype);
+    if (has_ignore_index && target == ignore_index) continue;
+    if (target < 0 || target >= classes) return {i, counted};
+    ++counted;
+  }
+  return {n, counted};
+}
+
+TargetCheck check_targets(const char* targets, int32_t dtype, int64_t stride, int64_t n,
+                          int64_t classes, bool has_ignore_index, int64_t ignore_index) {
+  TargetCheck check = {-1, 0};
+  const int64_t size = size_of(dtype);
+  if (stride == size && reinterpret_cast<uintptr_t>(targets) % static_cast<uintptr_t>(size) == 0) {
+    if (dtype == GCE_INT64) {
+      check = check_contiguous(reinterpret_cast<const int64_t*>(targets), n, classes,
+                               has_ignore_index, ignore_index);
+    } else if (dtype == GCE_INT32) {
+      check = check_contiguous(reinterpret_cast<const int32_t*>(targets), n, classes,
+                               has_ignore_index, ignore_index);
+    }
+  }
+  if (check.first_invalid >= 0) return check;
+  return check_each(targets, dtype, stride, n, classes, has_ignore_index, ignore_index);
+}
+
+}  // namespace
+}  // namespace gce

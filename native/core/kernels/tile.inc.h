@@ -1,0 +1,190 @@
+// A tile: R rows, each quantity of a row in an array of its own. Included by ../kernels.inc.h.
+
+namespace gce {
+namespace {
+
+constexpr int64_t kMaxTileRows = 64;  // a multiple of every kLanes: the epilogue has no tail
+
+template <class Storage>
+struct Tile {
+  using Vector = typename ComputeOf<Storage>::Vector;
+  using Scalar = typename Vector::Scalar;
+  static constexpr int64_t kSize = kMaxTileRows;
+
+  int64_t rows;
+
+  // from load_tile
+  const char* logits[kSize];
+  char* grad[kSize];
+  int64_t target[kSize];  // -1: ignored
+  double gamma[kSize];
+  double threshold[kSize];
+  double row_weight[kSize];  // class weight times sample weight
+  double upstream[kSize];    // grad_output, over the divisor of the mean
+  Storage target_logit[kSize];
+
+  // from the first pass: sum_v 2^((z_v - shift) log2(e) - reference) = sum_high + sum_low
+  Scalar shift[kSize];
+  Scalar reference[kSize];
+  double sum_high[kSize];
+  double sum_low[kSize];
+  int64_t argmax[kSize];
+
+  // from the epilogue: grad_v = grad_factor 2^(...) as above, but target_grad at the target
+  double loss[kSize];
+  double target_log_prob[kSize];
+  double logsumexp[kSize];
+  Scalar grad_factor[kSize];
+  Storage target_grad[kSize];
+
+  // The arrays are padded to whole vectors: every lane must hold a number from the start.
+  Tile() { memset(static_cast<void*>(this), 0, sizeof(*this)); }
+
+  bool ignored(int64_t r) const { return target[r] < 0; }
+};
+
+// Walks the collapsed outer axes in row order, in runs along the last axis.
+class RowCursor {
+ public:
+  RowCursor(const RowProblem& problem, int64_t row) : problem_(problem) {
+    for (int a = 0; a < kRowArrayCount; ++a) {
+      offset_[a] = 0;
+    }
+    for (int d = problem.ndim - 1; d >= 0; --d) {
+      index_[d] = row % problem.shape[d];
+      row /= problem.shape[d];
+      for (int a = 0; a < kRowArrayCount; ++a) {
+        if (problem.arrays[a].data != nullptr) {
+          offset_[a] += index_[d] * problem.arrays[a].strides[d];
+        }
+      }
+    }
+  }
+
+  int64_t run() const { return problem_.shape[problem_.ndim - 1] - index_[problem_.ndim - 1]; }
+  bool has(RowArrayId a) const { return problem_.arrays[a].data != nullptr; }
+  char* pointer(RowArrayId a) const { return problem_.arrays[a].data + offset_[a]; }
+  int64_t stride(RowArrayId a) const { return problem_.arrays[a].strides[problem_.ndim - 1]; }
+  int32_t dtype(RowArrayId a) const { return problem_.arrays[a].dtype; }
+
+  void advance(int64_t n) {  // n <= run()
+    int d = problem_.ndim - 1;
+    move(d, n);
+    while (d > 0 && index_[d] == problem_.shape[d]) {
+      move(d, -problem_.shape[d]);
+      move(--d, 1);
+    }
+  }
+
+ private:
+  void move(int d, int64_t n) {
+    index_[d] += n;
+    for (int a = 0; a < kRowArrayCount; ++a) {
+      if (problem_.arrays[a].data != nullptr) {
+        offset_[a] += n * problem_.arrays[a].strides[d];
+      }
+    }
+  }
+
+  const RowProblem& problem_;
+  int64_t index_[GCE_MAX_NDIM];
+  int64_t offset_[kRowArrayCount];
+};
+
+inline void read_option(const RowCursor& cursor, RowArrayId id, double absent, int64_t n,
+                        double* out) {
+  if (!cursor.has(id)) {
+    for (int64_t r = 0; r < n; ++r) out[r] = absent;
+    return;
+  }
+  const char* p = cursor.pointer(id);
+  const int64_t stride = cursor.stride(id);
+  const int32_t dtype = cursor.dtype(id);
+  if (stride == 0) {
+    const double value = read_real(p, dtype);
+    for (int64_t r = 0; r < n; ++r) out[r] = value;
+    return;
+  }
+  for (int64_t r = 0; r < n; ++r) out[r] = read_real(p + r * stride, dtype);
+}
+
+template <class Integer>
+inline void read_targets(const char* p, int64_t stride, int64_t n, int64_t* out) {
+  for (int64_t r = 0; r < n; ++r) out[r] = static_cast<int64_t>(read<Integer>(p + r * stride));
+}
+
+inline void read_targets_of(const RowCursor& cursor, int64_t n, int64_t* out) {
+  const char* p = cursor.pointer(kTargets);
+  const int64_t stride = cursor.stride(kTargets);
+  const int32_t dtype = cursor.dtype(kTargets);
+  if (dtype == GCE_INT64) return read_targets<int64_t>(p, stride, n, out);
+  if (dtype == GCE_INT32) return read_targets<int32_t>(p, stride, n, out);
+  for (int64_t r = 0; r < n; ++r) out[r] = read_target(p + r * stride, dtype);
+}
+
+// Fills rows [at, at + n) of the tile from one run of the cursor.
+template <class Storage>
+void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, int64_t n,
+              Tile<Storage>* tile) {
+  read_targets_of(cursor, n, tile->target + at);
+  if (problem.has_ignore_index) {
+    for (int64_t r = at; r < at + n; ++r) {
+      if (tile->target[r] == problem.ignore_index) tile->target[r] = -1;
+    }
+  }
+  read_option(cursor, kGamma, 0.0, n, tile->gamma + at);
+  read_option(cursor, kThreshold, 0.0, n, tile->threshold + at);
+  read_option(cursor, kSampleWeight, 1.0, n, tile->row_weight + at);
+  read_option(cursor, kGradOutput, 1.0, n, tile->upstream + at);
+
+  const char* logits = cursor.pointer(kLogits);
+  const int64_t stride = cursor.stride(kLogits);
+  for (int64_t r = 0; r < n; ++r) {
+    const int64_t target = tile->target[at + r];
+    tile->logits[at + r] = logits + r * stride;
+    tile->upstream[at + r] *= problem.grad_scale;
+    if (target < 0) continue;
+    tile->target_logit[at + r] =
+        read<Storage>(logits + r * stride + target * problem.logits_class_stride);
+    if (problem.weight != nullptr) {
+      tile->row_weight[at + r] *=
+          read_real(problem.weight + target * problem.weight_stride, problem.weight_dtype);
+    }
+  }
+  if (cursor.has(kGrad)) {
+    for (int64_t r = 0; r < n; ++r) {
+      tile->grad[at + r] = cursor.pointer(kGrad) + r * cursor.stride(kGrad);
+    }
+  }
+}
+
+inline void write_loss_type(char* p, int32_t dtype, double value) {
+  if (dtype == GCE_FLOAT64) {
+    write(p, value);
+  } else {
+    write(p, static_cast<float>(value));
+  }
+}
+
+inline void write_run(const RowCursor& cursor, RowArrayId id, int64_t n, const double* values) {
+  if (!cursor.has(id)) return;
+  for (int64_t r = 0; r < n; ++r) {
+    write_loss_type(cursor.pointer(id) + r * cursor.stride(id), cursor.dtype(id), values[r]);
+  }
+}
+
+// Writes the per-row outputs of rows [at, at + n), for the same run of the cursor.
+template <class Storage>
+void store_run(const RowCursor& cursor, int64_t at, int64_t n, const Tile<Storage>& tile) {
+  write_run(cursor, kLoss, n, tile.loss + at);
+  write_run(cursor, kTargetLogProb, n, tile.target_log_prob + at);
+  write_run(cursor, kLogsumexp, n, tile.logsumexp + at);
+  if (cursor.has(kArgmax)) {
+    for (int64_t r = 0; r < n; ++r) {
+      write(cursor.pointer(kArgmax) + r * cursor.stride(kArgmax), tile.argmax[at + r]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gce

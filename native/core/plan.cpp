@@ -1,0 +1,182 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include "dispatch.h"
+#include "storage.h"
+#include "validate.h"
+
+namespace gce {
+namespace {
+
+// From here on non-temporal stores pay: the gradient would not stay in the caches anyway.
+constexpr int64_t kCacheBytes = 16 << 20;
+constexpr size_t kAlignment = 64;
+
+template <class T>
+std::unique_ptr<T, FreeDeleter> allocate_aligned(size_t bytes) {
+  const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* memory = std::aligned_alloc(kAlignment, whole);
+  if (memory == nullptr) throw std::bad_alloc();
+  return std::unique_ptr<T, FreeDeleter>(static_cast<T*>(memory));
+}
+
+// Copies the strides of `array`, which has one element or one vector per row, over the outer axes that
+// are longer than 1. A scalar gets strides of 0. `skip` is the class axis, or -1.
+void set_row_array(const gce_array& array, const gce_array& logits, int32_t class_axis, int32_t skip,
+                   RowArray* out) {
+  out->data = static_cast<char*>(array.data);
+  out->dtype = array.dtype;
+  int32_t kept = 0;
+  int32_t own = 0;
+  for (int32_t d = 0; d < logits.ndim; ++d) {
+    if (d == skip) ++own;
+    if (d == class_axis) continue;
+    if (logits.shape[d] != 1) out->strides[kept++] = array.ndim == 0 ? 0 : array.strides[own];
+    ++own;
+  }
+  if (kept == 0) out->strides[0] = 0;
+}
+
+// Two neighbouring axes become one where every array runs on from the inner into the outer.
+bool can_merge(const RowProblem& rows, int32_t outer, int32_t inner) {
+  return std::all_of(rows.arrays, rows.arrays + kRowArrayCount, [&](const RowArray& a) {
+    return a.data == nullptr || a.strides[outer] == a.strides[inner] * rows.shape[inner];
+  });
+}
+
+void merge_axes(RowProblem* rows) {
+  int32_t kept = 0;
+  for (int32_t d = 1; d < rows->ndim; ++d) {
+    const bool merge = can_merge(*rows, kept, d);
+    if (!merge) ++kept;
+    rows->shape[kept] = merge ? rows->shape[kept] * rows->shape[d] : rows->shape[d];
+    for (RowArray& a : rows->arrays) {
+      if (a.data != nullptr) a.strides[kept] = a.strides[d];
+    }
+  }
+  rows->ndim = kept + 1;
+}
+
+// high + low, where high may be infinite (a loss of +inf) and low then means nothing.
+double value_of(const PairSum& sum) { return std::isfinite(sum.high) ? sum.high + sum.low : sum.high; }
+
+PairSum add(const PairSum& a, const PairSum& b) {  // Knuth's two-sum
+  const double high = a.high + b.high;
+  const double back = high - a.high;
+  return {high, a.low + b.low + ((a.high - (high - back)) + (b.high - back))};
+}
+
+}  // namespace
+
+Plan::Plan(const gce_problem& problem, int32_t max_workers) : kernels_(&kernels()) {
+  validate_arguments(problem);
+  lay_out_axes(problem);
+  set_divisor(problem, validate_elements(problem, rows_, *kernels_));
+  kernels_->lay_out(&rows_, kCacheBytes);
+  chunks_ = (rows_.rows + rows_.chunk_rows - 1) / rows_.chunk_rows;
+  workers_ = static_cast<int32_t>(
+      std::max<int64_t>(1, std::min<int64_t>(max_workers, chunks_)));
+  allocate();
+}
+
+void Plan::lay_out_axes(const gce_problem& problem) {
+  const gce_array& logits = problem.logits;
+  const int32_t axis = class_axis(problem);
+  rows_.classes = logits.shape[axis];
+  rows_.logits_class_stride = logits.strides[axis];
+  rows_.grad_class_stride = problem.grad.data != nullptr ? problem.grad.strides[axis] : 0;
+
+  rows_.rows = 1;
+  rows_.ndim = 0;
+  for (int32_t d = 0; d < logits.ndim; ++d) {
+    if (d == axis) continue;
+    rows_.rows *= logits.shape[d];
+    if (logits.shape[d] != 1) rows_.shape[rows_.ndim++] = logits.shape[d];
+  }
+  if (rows_.ndim == 0) rows_.shape[rows_.ndim++] = 1;
+
+  const gce_array none = {};
+  const bool loss_per_row = problem.reduction == GCE_REDUCTION_NONE;
+  const struct {
+    RowArrayId id;
+    const gce_array& array;
+    bool has_classes;
+  } arrays[] = {{kLogits, logits, true},
+                {kTargets, problem.targets, false},
+                {kGamma, problem.gamma, false},
+                {kThreshold, problem.threshold, false},
+                {kSampleWeight, problem.sample_weight, false},
+                {kGradOutput, problem.grad_output, false},
+                {kLoss, loss_per_row ? problem.loss : none, false},
+                {kGrad, problem.grad, true},
+                {kTargetLogProb, problem.target_log_prob, false},
+                {kLogsumexp, problem.logsumexp, false},
+                {kArgmax, problem.argmax, false}};
+  static_assert(sizeof(arrays) / sizeof(arrays[0]) == kRowArrayCount, "one entry per row array");
+  for (const auto& entry : arrays) {
+    RowArray* row_array = &rows_.arrays[entry.id];
+    row_array->data = nullptr;
+    if (entry.array.data == nullptr) continue;
+    set_row_array(entry.array, logits, axis, entry.has_classes ? axis : -1, row_array);
+  }
+  merge_axes(&rows_);
+
+  rows_.weight = static_cast<const char*>(problem.weight.data);
+  rows_.weight_dtype = problem.weight.dtype;
+  rows_.weight_stride = rows_.weight != nullptr ? problem.weight.strides[0] : 0;
+  rows_.value = problem.value;
+  rows_.reduction = problem.reduction;
+  rows_.has_ignore_index = problem.has_ignore_index != 0;
+  rows_.ignore_index = problem.ignore_index;
+  loss_ = loss_per_row ? none : problem.loss;
+}
+
+void Plan::set_divisor(const gce_problem& problem, double sum_of_weights) {
+  divisor_ = 1.0;
+  if (problem.reduction == GCE_REDUCTION_MEAN) {
+    divisor_ = problem.has_normalizer ? problem.normalizer : sum_of_weights;
+  }
+  // Nothing counted: the mean and its gradient are 0, not 0/0.
+  rows_.grad_scale = divisor_ == 0.0 ? 0.0 : 1.0 / divisor_;
+}
+
+void Plan::allocate() {
+  if (rows_.scratch_bytes > 0) {
+    scratch_ = allocate_aligned<char>(rows_.scratch_bytes * static_cast<size_t>(workers_));
+  }
+  if (chunks_ > 1) {
+    chunk_sums_ = allocate_aligned<PairSum>(sizeof(PairSum) * static_cast<size_t>(chunks_));
+  }
+}
+
+void Plan::work(int32_t worker) {
+  char* scratch = scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker)
+                           : nullptr;
+  PairSum* sums = chunk_sums_ ? chunk_sums_.get() : &first_sum_;
+  for (;;) {
+    const int64_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
+    if (chunk >= chunks_) return;
+    const int64_t begin = chunk * rows_.chunk_rows;
+    const int64_t end = std::min(rows_.rows, begin + rows_.chunk_rows);
+    kernels_->run_chunk(rows_, begin, end, scratch, sums + chunk);
+  }
+}
+
+void Plan::finish() {
+  if (loss_.data == nullptr) return;
+  const PairSum* sums = chunk_sums_ ? chunk_sums_.get() : &first_sum_;
+  PairSum total = {0.0, 0.0};
+  for (int64_t chunk = 0; chunk < chunks_; ++chunk) total = add(total, sums[chunk]);
+  const double loss = divisor_ == 0.0 ? 0.0 : value_of(total) / divisor_;
+  char* out = static_cast<char*>(loss_.data);
+  if (loss_.dtype == GCE_FLOAT64) {
+    write(out, loss);
+  } else {
+    write(out, static_cast<float>(loss));
+  }
+}
+
+}  // namespace gce

@@ -1,0 +1,49 @@
+// A plan: a validated problem laid out over rows, cut into chunks that any thread may take.
+#ifndef GCE_CORE_PLAN_H_
+#define GCE_CORE_PLAN_H_
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+#include "gce/gce.h"
+#include "kernel_table.h"
+
+namespace gce {
+
+struct FreeDeleter {
+  void operator()(void* p) const { std::free(p); }
+};
+
+class Plan {
+ public:
+  // Throws Error on bad input, std::bad_alloc when out of memory; writes to no output.
+  Plan(const gce_problem& problem, int32_t max_workers);
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  int32_t workers() const { return workers_; }
+  void work(int32_t worker);
+  void finish();
+
+ private:
+  void lay_out_axes(const gce_problem& problem);
+  void set_divisor(const gce_problem& problem, double sum_of_weights);
+  void allocate();
+
+  RowProblem rows_;
+  const KernelTable* kernels_;
+  gce_array loss_;  // the reduced loss, if wanted
+  double divisor_;
+  int64_t chunks_;
+  int32_t workers_;
+  std::atomic<int64_t> next_chunk_{0};
+  std::unique_ptr<char, FreeDeleter> scratch_;
+  std::unique_ptr<PairSum, FreeDeleter> chunk_sums_;  // null: the only one is first_sum_
+  PairSum first_sum_ = {0.0, 0.0};
+};
+
+}  // namespace gce
+
+#endif  // GCE_CORE_PLAN_H_

@@ -1,0 +1,172 @@
+// The SIMD layer for AVX-512 (F, BW, DQ, VL) with FMA and F16C. See simd/README.md for the contract
+// that every header of this folder meets.
+#include <immintrin.h>
+
+#include "../kernel_table.h"
+#include "../storage.h"
+
+#define GCE_ISA avx512
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own _mm512_undefined_ps() trips this warning wherever it is inlined (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+namespace gce {
+namespace {
+
+struct F32 {
+  using Scalar = float;
+  static constexpr int kLanes = 16;
+  __m512 v;
+};
+struct F64 {
+  using Scalar = double;
+  static constexpr int kLanes = 8;
+  __m512d v;
+};
+struct Mask32 {
+  __mmask16 m;
+};
+struct Mask64 {
+  __mmask8 m;
+};
+
+// --- constants, arithmetic -----------------------------------------------------------------------
+inline F32 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+inline F64 broadcast(double x) { return {_mm512_set1_pd(x)}; }
+inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F64 operator+(F64 a, F64 b) { return {_mm512_add_pd(a.v, b.v)}; }
+inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F64 operator-(F64 a, F64 b) { return {_mm512_sub_pd(a.v, b.v)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F64 operator*(F64 a, F64 b) { return {_mm512_mul_pd(a.v, b.v)}; }
+inline F64 operator/(F64 a, F64 b) { return {_mm512_div_pd(a.v, b.v)}; }
+inline F32 mul_add(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F64 mul_add(F64 a, F64 b, F64 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+inline F32 fused_mul_sub(F32 a, F32 b, F32 c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
+inline F64 fused_mul_sub(F64 a, F64 b, F64 c) { return {_mm512_fmsub_pd(a.v, b.v, c.v)}; }
+inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F64 max(F64 a, F64 b) { return {_mm512_max_pd(a.v, b.v)}; }
+inline F32 ceil(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | 8)}; }
+inline F64 ceil(F64 a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_POS_INF | 8)}; }
+
+// --- comparison, selection -----------------------------------------------------------------------
+inline Mask32 operator<(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+inline Mask64 operator<(F64 a, F64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)}; }
+inline Mask32 operator==(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline Mask64 operator==(F64 a, F64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline F32 select(Mask32 m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
+inline F64 select(Mask64 m, F64 yes, F64 no) { return {_mm512_mask_blend_pd(m.m, no.v, yes.v)}; }
+inline bool any(Mask32 m) { return m.m != 0; }
+inline bool any(Mask64 m) { return m.m != 0; }
+inline bool all(Mask32 m) { return m.m == 0xffff; }
+inline bool all(Mask64 m) { return m.m == 0xff; }
+inline float max_of_lanes(F32 a) { return _mm512_reduce_max_ps(a.v); }
+inline double max_of_lanes(F64 a) { return _mm512_reduce_max_pd(a.v); }
+inline float first_lane(F32 a) { return _mm512_cvtss_f32(a.v); }
+inline double first_lane(F64 a) { return _mm512_cvtsd_f64(a.v); }
+
+// --- memory --------------------------------------------------------------------------------------
+inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F64 load(const double* p) { return {_mm512_loadu_pd(p)}; }
+inline F32 load(const Float16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline F32 bits_to_float(__m256i bfloat16) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16), 16))};
+}
+inline F32 load(const BFloat16* p) {
+  return bits_to_float(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+inline __mmask16 first16(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+inline __mmask8 first8(int64_t n) { return static_cast<__mmask8>((1u << n) - 1u); }
+
+inline F32 load_first(const float* p, int64_t n, F32 fill) {
+  return {_mm512_mask_loadu_ps(fill.v, first16(n), p)};
+}
+inline F64 load_first(const double* p, int64_t n, F64 fill) {
+  return {_mm512_mask_loadu_pd(fill.v, first8(n), p)};
+}
+inline F32 load_first(const Float16* p, int64_t n, F32 fill) {
+  const __m512 all = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(n), p));
+  return {_mm512_mask_blend_ps(first16(n), fill.v, all)};
+}
+inline F32 load_first(const BFloat16* p, int64_t n, F32 fill) {
+  const F32 all = bits_to_float(_mm256_maskz_loadu_epi16(first16(n), p));
+  return {_mm512_mask_blend_ps(first16(n), fill.v, all.v)};
+}
+
+inline __m256i to_float16(F32 x) {
+  return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// Round to nearest even in integers, so that every ISA gives the same bits; NaN stays a quiet NaN.
+inline __m256i to_bfloat16(F32 x) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x00400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+inline void store(float* p, F32 x) { _mm512_storeu_ps(p, x.v); }
+inline void store(double* p, F64 x) { _mm512_storeu_pd(p, x.v); }
+inline void store(Float16* p, F32 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_float16(x));
+}
+inline void store(BFloat16* p, F32 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(x));
+}
+inline void store_first(float* p, F32 x, int64_t n) { _mm512_mask_storeu_ps(p, first16(n), x.v); }
+inline void store_first(double* p, F64 x, int64_t n) { _mm512_mask_storeu_pd(p, first8(n), x.v); }
+inline void store_first(Float16* p, F32 x, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first16(n), to_float16(x));
+}
+inline void store_first(BFloat16* p, F32 x, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first16(n), to_bfloat16(x));
+}
+inline void stream(float* p, F32 x) { _mm512_stream_ps(p, x.v); }
+inline void stream(double* p, F64 x) { _mm512_stream_pd(p, x.v); }
+inline void stream(Float16* p, F32 x) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_float16(x));
+}
+inline void stream(BFloat16* p, F32 x) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(x));
+}
+inline void stream_fence() { _mm_sfence(); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// --- conversion ----------------------------------------------------------------------------------
+inline F64 widen_low(F32 x) { return {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v))}; }
+inline F64 widen_high(F32 x) { return {_mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1))}; }
+inline F32 narrow(F64 low, F64 high) {
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low.v)),
+                             _mm512_cvtpd_ps(high.v), 1)};
+}
+
+// --- powers of two -------------------------------------------------------------------------------
+// x = n + t with t in [0, 1); vreduce and vscalef need no clamp and let -inf and NaN pass.
+constexpr bool kFractionIsPositive = true;
+struct Split32 {
+  F32 fraction;
+  F32 exponent;
+};
+struct Split64 {
+  F64 fraction;
+  F64 exponent;
+};
+inline Split32 split(F32 x) { return {{_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | 8)}, x}; }
+inline Split64 split(F64 x) { return {{_mm512_reduce_pd(x.v, _MM_FROUND_TO_NEG_INF | 8)}, x}; }
+inline F32 scale(F32 x, Split32 s) { return {_mm512_scalef_ps(x.v, s.exponent.v)}; }
+inline F64 scale(F64 x, Split64 s) { return {_mm512_scalef_pd(x.v, s.exponent.v)}; }
+inline F64 scale_by_integer(F64 x, F64 n) { return {_mm512_scalef_pd(x.v, n.v)}; }
+inline F64 exponent_of(F64 x) { return {_mm512_getexp_pd(x.v)}; }
+inline F64 mantissa_of(F64 x) {
+  return {_mm512_getmant_pd(x.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_nan)};
+}
+
+}  // namespace
+}  // namespace gce

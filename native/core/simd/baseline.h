@@ -1,0 +1,302 @@
+// The SIMD layer for any machine, in the vector extensions of GCC and Clang (SSE2 on x86-64). See
+// simd/README.md for the contract that every header of this folder meets.
+#include <string.h>
+
+#include "../kernel_table.h"
+#include "../storage.h"
+
+#define GCE_ISA baseline
+
+#if defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // on machines without vectors; nothing here crosses an ABI
+#endif
+
+namespace gce {
+namespace {
+
+using FloatX4 = float __attribute__((vector_size(16)));
+using DoubleX2 = double __attribute__((vector_size(16)));
+using Int32X4 = int32_t __attribute__((vector_size(16)));
+using Int64X2 = int64_t __attribute__((vector_size(16)));
+using UInt32X4 = uint32_t __attribute__((vector_size(16)));
+using UInt64X2 = uint64_t __attribute__((vector_size(16)));
+using UInt16X4 = uint16_t __attribute__((vector_size(8)));
+using FloatX2 = float __attribute__((vector_size(8)));
+
+struct F32 {
+  using Scalar = float;
+  static constexpr int kLanes = 4;
+  FloatX4 v;
+};
+struct F64 {
+  using Scalar = double;
+  static constexpr int kLanes = 2;
+  DoubleX2 v;
+};
+struct Mask32 {
+  Int32X4 m;  // all bits of a lane, or none
+};
+struct Mask64 {
+  Int64X2 m;
+};
+
+// --- constants, arithmetic -----------------------------------------------------------------------
+inline F32 broadcast(float x) { return {FloatX4{x, x, x, x}}; }
+inline F64 broadcast(double x) { return {DoubleX2{x, x}}; }
+inline F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
+inline F64 operator+(F64 a, F64 b) { return {a.v + b.v}; }
+inline F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
+inline F64 operator-(F64 a, F64 b) { return {a.v - b.v}; }
+inline F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
+inline F64 operator*(F64 a, F64 b) { return {a.v * b.v}; }
+inline F64 operator/(F64 a, F64 b) { return {a.v / b.v}; }
+inline F32 mul_add(F32 a, F32 b, F32 c) { return a * b + c; }
+inline F64 mul_add(F64 a, F64 b, F64 c) { return a * b + c; }
+
+// --- comparison, selection -----------------------------------------------------------------------
+inline Mask32 operator<(F32 a, F32 b) { return {reinterpret_cast<Int32X4>(a.v < b.v)}; }
+inline Mask64 operator<(F64 a, F64 b) { return {reinterpret_cast<Int64X2>(a.v < b.v)}; }
+inline Mask32 operator==(F32 a, F32 b) { return {reinterpret_cast<Int32X4>(a.v == b.v)}; }
+inline Mask64 operator==(F64 a, F64 b) { return {reinterpret_cast<Int64X2>(a.v == b.v)}; }
+inline F32 select(Mask32 m, F32 yes, F32 no) {
+  return {reinterpret_cast<FloatX4>((m.m & reinterpret_cast<Int32X4>(yes.v)) |
+                                    (~m.m & reinterpret_cast<Int32X4>(no.v)))};
+}
+inline F64 select(Mask64 m, F64 yes, F64 no) {
+  return {reinterpret_cast<DoubleX2>((m.m & reinterpret_cast<Int64X2>(yes.v)) |
+                                     (~m.m & reinterpret_cast<Int64X2>(no.v)))};
+}
+inline bool any(Mask64 m) { return (m.m[0] | m.m[1]) != 0; }
+inline bool all(Mask64 m) { return (m.m[0] & m.m[1]) != 0; }
+inline bool any(Mask32 m) { return any(Mask64{reinterpret_cast<Int64X2>(m.m)}); }
+inline bool all(Mask32 m) {
+  const Int64X2 pairs = reinterpret_cast<Int64X2>(m.m);
+  return (pairs[0] & pairs[1]) == -1;
+}
+inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
+inline F64 max(F64 a, F64 b) { return {a.v > b.v ? a.v : b.v}; }
+inline float first_lane(F32 a) { return a.v[0]; }
+inline double first_lane(F64 a) { return a.v[0]; }
+inline double max_of_lanes(F64 a) { return a.v[0] > a.v[1] ? a.v[0] : a.v[1]; }
+inline float max_of_lanes(F32 a) {
+  const F32 m = max(a, F32{__builtin_shufflevector(a.v, a.v, 2, 3, 0, 1)});
+  return m.v[0] > m.v[1] ? m.v[0] : m.v[1];
+}
+
+// Rounded to nearest by an addition, and up by one where that went down.
+inline F32 ceil(F32 a) {
+  const F32 magic = broadcast(0x1.8p23f);
+  const F32 nearest = (a + magic) - magic;
+  return select(nearest < a, nearest + broadcast(1.0f), nearest);
+}
+inline F64 ceil(F64 a) {
+  const F64 magic = broadcast(0x1.8p52);
+  const F64 nearest = (a + magic) - magic;
+  return select(nearest < a, nearest + broadcast(1.0), nearest);
+}
+
+// --- conversion ----------------------------------------------------------------------------------
+inline F64 widen_low(F32 x) {
+  return {__builtin_convertvector(__builtin_shufflevector(x.v, x.v, 0, 1), DoubleX2)};
+}
+inline F64 widen_high(F32 x) {
+  return {__builtin_convertvector(__builtin_shufflevector(x.v, x.v, 2, 3), DoubleX2)};
+}
+inline F32 narrow(F64 low, F64 high) {
+  return {__builtin_shufflevector(__builtin_convertvector(low.v, FloatX2),
+                                  __builtin_convertvector(high.v, FloatX2), 0, 1, 2, 3)};
+}
+
+// --- a b - c without FMA -------------------------------------------------------------------------
+// The product of two floats is exact in double.
+inline F32 fused_mul_sub(F32 a, F32 b, F32 c) {
+  return narrow(widen_low(a) * widen_low(b) - widen_low(c),
+                widen_high(a) * widen_high(b) - widen_high(c));
+}
+// Dekker's product with Veltkamp's splitting: a b = product + error exactly. Where the splitting
+// overflows (|a| > 2^995, infinity, NaN) the error comes out as NaN and counts as 0.
+inline F64 fused_mul_sub(F64 a, F64 b, F64 c) {
+  const F64 splitter = broadcast(0x1p27 + 1.0);
+  const F64 a_scaled = a * splitter;
+  const F64 b_scaled = b * splitter;
+  const F64 a_high = a_scaled - (a_scaled - a);
+  const F64 b_high = b_scaled - (b_scaled - b);
+  const F64 a_low = a - a_high;
+  const F64 b_low = b - b_high;
+  const F64 product = a * b;
+  const F64 error =
+      ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+  const Int64X2 known =
+      (error == error).m & reinterpret_cast<Int64X2>(error.v);
+  return (product - c) + F64{reinterpret_cast<DoubleX2>(known)};
+}
+
+// --- 16-bit floats -------------------------------------------------------------------------------
+inline UInt32X4 bits_of(F32 x) { return reinterpret_cast<UInt32X4>(x.v); }
+inline F32 from_bits(UInt32X4 bits) { return {reinterpret_cast<FloatX4>(bits)}; }
+inline UInt32X4 bits_of(Mask32 m) { return reinterpret_cast<UInt32X4>(m.m); }
+
+inline F32 to_float(UInt16X4 x, const Float16*) {
+  const UInt32X4 half = __builtin_convertvector(x, UInt32X4);
+  const UInt32X4 sign = (half & 0x8000u) << 16;
+  const UInt32X4 rest = (half & 0x7fffu) << 13;
+  const UInt32X4 rebiased = rest + (112u << 23);
+  const UInt32X4 special = reinterpret_cast<UInt32X4>(rest >= 0x0f800000u);  // infinity, NaN
+  const UInt32X4 large = rebiased | (special & 0x7f800000u);
+  // A subnormal's mantissa, put behind an implicit one that is then taken off.
+  const UInt32X4 small = bits_of(from_bits(rest + (113u << 23)) - broadcast(0x1p-14f));
+  const UInt32X4 subnormal = reinterpret_cast<UInt32X4>(rest < 0x00800000u);
+  return from_bits((subnormal & small) | (~subnormal & large) | sign);
+}
+inline F32 to_float(UInt16X4 x, const BFloat16*) {
+  return from_bits(__builtin_convertvector(x, UInt32X4) << 16);
+}
+
+// Round to nearest even in integers; overflow to infinity; NaN quiet, with the top of its payload.
+inline UInt16X4 from_float(F32 x, const Float16*) {
+  const UInt32X4 sign = bits_of(x) & 0x80000000u;
+  const UInt32X4 rest = bits_of(x) ^ sign;
+  const UInt32X4 odd = (rest >> 13) & 1u;
+  const UInt32X4 normal = (rest - (112u << 23) + 0xfffu + odd) >> 13;
+  // Below 2^-14 the addition of 1/2 rounds at the place of a half's last bit.
+  const UInt32X4 small = bits_of(from_bits(rest) + broadcast(0.5f)) - 0x3f000000u;
+  const UInt32X4 is_small = reinterpret_cast<UInt32X4>(rest < 0x38800000u);
+  const UInt32X4 is_large = reinterpret_cast<UInt32X4>(rest >= 0x47800000u);  // 2^16 and up
+  const UInt32X4 nan = ~bits_of(x == x);
+  const UInt32X4 large = 0x7c00u | (nan & (0x0200u | ((rest >> 13) & 0x03ffu)));
+  const UInt32X4 finite = (is_small & small) | (~is_small & normal);
+  const UInt32X4 magnitude = (is_large & large) | (~is_large & finite);
+  return __builtin_convertvector(magnitude | (sign >> 16), UInt16X4);
+}
+inline UInt16X4 from_float(F32 x, const BFloat16*) {
+  const UInt32X4 bits = bits_of(x);
+  const UInt32X4 rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
+  const UInt32X4 number = bits_of(x == x);
+  const UInt32X4 chosen = (number & rounded) | (~number & (bits | 0x00400000u));
+  return __builtin_convertvector(chosen >> 16, UInt16X4);
+}
+
+// --- memory --------------------------------------------------------------------------------------
+template <class Bits>
+inline Bits load_bits(const void* p) {
+  Bits bits;
+  memcpy(&bits, p, sizeof(bits));
+  return bits;
+}
+inline F32 load(const float* p) { return {load_bits<FloatX4>(p)}; }
+inline F64 load(const double* p) { return {load_bits<DoubleX2>(p)}; }
+inline F32 load(const Float16* p) { return to_float(load_bits<UInt16X4>(p), p); }
+inline F32 load(const BFloat16* p) { return to_float(load_bits<UInt16X4>(p), p); }
+
+// n < 4 elements, without a call of memcpy.
+template <class Element>
+inline void copy_first(Element* to, const Element* from, int64_t n) {
+  const int64_t past_2 = n & 2;
+  if (n & 2) memcpy(to, from, 2 * sizeof(Element));
+  if (n & 1) memcpy(to + past_2, from + past_2, sizeof(Element));
+}
+template <class Element>
+inline F32 load_first_of_4(const Element* p, int64_t n, F32 fill) {
+  Element buffer[4] = {};
+  copy_first(buffer, p, n);
+  const int32_t count = static_cast<int32_t>(n);
+  const Int32X4 first = Int32X4{0, 1, 2, 3} < Int32X4{count, count, count, count};
+  return select(Mask32{first}, load(buffer), fill);
+}
+inline F32 load_first(const float* p, int64_t n, F32 fill) { return load_first_of_4(p, n, fill); }
+inline F32 load_first(const Float16* p, int64_t n, F32 fill) { return load_first_of_4(p, n, fill); }
+inline F32 load_first(const BFloat16* p, int64_t n, F32 fill) {
+  return load_first_of_4(p, n, fill);
+}
+inline F64 load_first(const double* p, int64_t n, F64 fill) {
+  if (n > 0) memcpy(&fill.v, p, sizeof(double));
+  return fill;
+}
+
+inline void store(float* p, F32 x) { memcpy(static_cast<void*>(p), &x.v, sizeof(x.v)); }
+inline void store(double* p, F64 x) { memcpy(static_cast<void*>(p), &x.v, sizeof(x.v)); }
+inline void store(Float16* p, F32 x) {
+  const UInt16X4 bits = from_float(x, p);
+  memcpy(static_cast<void*>(p), &bits, sizeof(bits));
+}
+inline void store(BFloat16* p, F32 x) {
+  const UInt16X4 bits = from_float(x, p);
+  memcpy(static_cast<void*>(p), &bits, sizeof(bits));
+}
+template <class Element>
+inline void store_first(Element* p, F32 x, int64_t n) {
+  Element buffer[4];
+  store(buffer, x);
+  copy_first(p, buffer, n);
+}
+inline void store_first(double* p, F64 x, int64_t n) {
+  if (n > 0) memcpy(p, &x.v, sizeof(double));
+}
+template <class Element, class Vector>
+inline void stream(Element* p, Vector x) {
+  store(p, x);
+}
+inline void stream_fence() {}
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
+// --- powers of two -------------------------------------------------------------------------------
+// x + kMagic is rounded to an integer, and its low bits are that integer plus the exponent bias: shifted
+// up they are 2^n, or +0 at the lower clamp. Multiplied in, they keep a NaN.
+constexpr bool kFractionIsPositive = false;
+constexpr float kMagic32 = 0x1.8p23f + 127.0f;
+constexpr double kMagic64 = 0x1.8p52 + 1023.0;
+struct Split32 {
+  F32 fraction;
+  F32 shifted;  // n + kMagic
+};
+struct Split64 {
+  F64 fraction;
+  F64 shifted;
+};
+inline Split32 split(F32 x) {
+  const F32 magic = broadcast(kMagic32);
+  const F32 clamped = max(broadcast(-127.0f), x);  // keeps NaN
+  const F32 shifted = clamped + magic;
+  return {clamped - (shifted - magic), shifted};
+}
+inline Split64 split(F64 x) {
+  const F64 magic = broadcast(kMagic64);
+  const F64 clamped = max(broadcast(-1023.0), x);
+  const F64 shifted = clamped + magic;
+  return {clamped - (shifted - magic), shifted};
+}
+inline F32 power_of_two(F32 shifted) { return from_bits(bits_of(shifted) << 23); }
+inline F64 power_of_two(F64 shifted) {
+  return {reinterpret_cast<DoubleX2>(reinterpret_cast<UInt64X2>(shifted.v) << 52)};
+}
+inline F32 scale(F32 x, Split32 s) { return x * power_of_two(s.shifted); }
+inline F64 scale(F64 x, Split64 s) { return x * power_of_two(s.shifted); }
+// In two halves, because 2^n itself may overflow or vanish where x 2^n does not.
+inline F64 scale_by_integer(F64 x, F64 n) {
+  const F64 magic = broadcast(kMagic64);
+  const F64 shifted = n * broadcast(0.5) + magic;
+  const F64 other_half = n - (shifted - magic);
+  return x * power_of_two(shifted) * power_of_two(other_half + magic);
+}
+
+// A subnormal is brought into the normal range first. log(0) = -inf, log(+inf) = +inf.
+inline F64 exponent_of(F64 x) {
+  const Mask64 tiny = x < broadcast(0x1p-1022);
+  const F64 normal = select(tiny, x * broadcast(0x1p54), x);
+  const UInt64X2 field = reinterpret_cast<UInt64X2>(normal.v) >> 52;
+  const F64 biased = {reinterpret_cast<DoubleX2>(field | 0x4330000000000000u)};  // 2^52 + field
+  const F64 bias = select(tiny, broadcast(0x1p52 + 1023.0 + 54.0), broadcast(0x1p52 + 1023.0));
+  const F64 infinity = broadcast(__builtin_inf());
+  const F64 above_zero = select(x < infinity, biased - bias, x);
+  return select(x == broadcast(0.0), broadcast(0.0) - infinity, above_zero);
+}
+inline F64 mantissa_of(F64 x) {
+  const F64 normal = select(x < broadcast(0x1p-1022), x * broadcast(0x1p54), x);
+  const UInt64X2 bits =
+      (reinterpret_cast<UInt64X2>(normal.v) & 0x000fffffffffffffu) | 0x3ff0000000000000u;
+  const Mask64 has_log = {reinterpret_cast<Int64X2>(x.v >= broadcast(0.0).v)};
+  return select(has_log, F64{reinterpret_cast<DoubleX2>(bits)}, broadcast(__builtin_nan("")));
+}
+
+}  // namespace
+}  // namespace gce

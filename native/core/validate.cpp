@@ -1,0 +1,320 @@
+#include "validate.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "error.h"
+#include "overlap.h"
+#include "row_runs.h"
+#include "storage.h"
+
+namespace gce {
+namespace {
+
+constexpr const char* kDtypeNames[] = {"float16", "bfloat16", "float32", "float64",
+                                       "int8",    "int16",    "int32",   "int64",
+                                       "uint8",   "uint16",   "uint32",  "uint64"};
+
+const char* name_of(int32_t dtype) {
+  const bool known = dtype >= GCE_FLOAT16 && dtype <= GCE_UINT64;
+  return known ? kDtypeNames[dtype] : "an unknown dtype";
+}
+
+bool is_float(int32_t dtype) { return dtype >= GCE_FLOAT16 && dtype <= GCE_FLOAT64; }
+bool is_integer(int32_t dtype) { return dtype >= GCE_INT8 && dtype <= GCE_UINT64; }
+bool is_given(const gce_array& a) { return a.data != nullptr; }
+
+// (3, 4), with Python's comma for one dimension; `without` is left out.
+std::string shape_text(const gce_array& a, int32_t without = -1) {
+  std::string text = "(";
+  int32_t printed = 0;
+  for (int32_t d = 0; d < a.ndim; ++d) {
+    if (d == without) continue;
+    text += printed++ == 0 ? "" : ", ";
+    text += std::to_string(a.shape[d]);
+  }
+  return text + (printed == 1 ? ",)" : ")");
+}
+
+bool same_shape(const gce_array& a, const gce_array& b) {
+  if (a.ndim != b.ndim) return false;
+  for (int32_t d = 0; d < a.ndim; ++d) {
+    if (a.shape[d] != b.shape[d]) return false;
+  }
+  return true;
+}
+
+void require_float(const char* name, const gce_array& a) {
+  if (is_float(a.dtype)) return;
+  fail(GCE_TYPE_ERROR, name, " has dtype ", name_of(a.dtype),
+       ", expected float16, bfloat16, float32 or float64");
+}
+
+void check_logits(const gce_problem& p) {
+  const gce_array& logits = p.logits;
+  require_float("logits", logits);
+  if (logits.ndim < 1 || logits.ndim > GCE_MAX_NDIM) {
+    fail(GCE_VALUE_ERROR, "logits has ", logits.ndim, " dimensions, expected 1 to ", GCE_MAX_NDIM);
+  }
+  if (p.axis < -logits.ndim || p.axis >= logits.ndim) {
+    fail(GCE_VALUE_ERROR, "axis = ", p.axis, ", expected ", -logits.ndim, " <= axis < ", logits.ndim,
+         " for logits of shape ", shape_text(logits));
+  }
+  if (logits.shape[class_axis(p)] < 1) {
+    fail(GCE_VALUE_ERROR, "logits has shape ", shape_text(logits),
+         ", expected at least 1 class along axis ", class_axis(p));
+  }
+}
+
+void check_targets(const gce_problem& p) {
+  if (!is_integer(p.targets.dtype)) {
+    fail(GCE_TYPE_ERROR, "targets has dtype ", name_of(p.targets.dtype),
+         ", expected an integer dtype");
+  }
+  const int32_t axis = class_axis(p);
+  bool same = p.targets.ndim == p.logits.ndim - 1;
+  for (int32_t d = 0; same && d < p.targets.ndim; ++d) {
+    same = p.targets.shape[d] == p.logits.shape[d < axis ? d : d + 1];
+  }
+  if (!same) {
+    fail(GCE_VALUE_ERROR, "targets has shape ", shape_text(p.targets), ", expected ",
+         shape_text(p.logits, axis), ": the shape of logits ", shape_text(p.logits),
+         " without axis ", axis);
+  }
+}
+
+void require_row_shape(const char* name, const gce_array& a, const gce_problem& p,
+                       bool scalar_allowed) {
+  if (same_shape(a, p.targets) || (scalar_allowed && a.ndim == 0)) return;
+  fail(GCE_VALUE_ERROR, name, " has shape ", shape_text(a), ", expected ",
+       scalar_allowed ? "a scalar or " : "", shape_text(p.targets), ", the shape of targets");
+}
+
+void check_options(const gce_problem& p) {
+  const bool wants_loss = is_given(p.loss) || is_given(p.grad);
+  if (wants_loss && !is_given(p.gamma)) {
+    fail(GCE_VALUE_ERROR, "gamma is missing, expected a number from 0 to 1, or one per row");
+  }
+  const struct {
+    const char* name;
+    const gce_array& array;
+    bool scalar_allowed;
+  } per_row[] = {{"gamma", p.gamma, true},
+                 {"threshold", p.threshold, true},
+                 {"sample_weight", p.sample_weight, false},
+                 {"grad_output", p.grad_output, true}};
+  for (const auto& option : per_row) {
+    if (!is_given(option.array)) continue;
+    require_float(option.name, option.array);
+    require_row_shape(option.name, option.array, p, option.scalar_allowed);
+  }
+  if (is_given(p.grad_output) && p.grad_output.ndim > 0 && p.reduction != GCE_REDUCTION_NONE) {
+    fail(GCE_VALUE_ERROR, "grad_output has shape ", shape_text(p.grad_output),
+         ", expected a scalar unless reduction is \"none\"");
+  }
+  if (is_given(p.weight)) {
+    require_float("weight", p.weight);
+    const int64_t classes = p.logits.shape[class_axis(p)];
+    if (p.weight.ndim != 1 || p.weight.shape[0] != classes) {
+      fail(GCE_VALUE_ERROR, "weight has shape ", shape_text(p.weight), ", expected (", classes,
+           ",): one per class of logits ", shape_text(p.logits));
+    }
+  }
+  if (p.has_normalizer) {
+    if (p.reduction != GCE_REDUCTION_MEAN) {
+      fail(GCE_VALUE_ERROR, "normalizer = ", p.normalizer,
+           ", expected none unless reduction is \"mean\"");
+    }
+    if (!(p.normalizer > 0.0) || std::isinf(p.normalizer)) {
+      fail(GCE_VALUE_ERROR, "normalizer = ", p.normalizer, ", expected a finite number > 0");
+    }
+  }
+}
+
+void require_output(const char* name, const gce_array& a, int32_t dtype, const char* like) {
+  if (a.dtype != dtype) {
+    fail(GCE_TYPE_ERROR, name, " has dtype ", name_of(a.dtype), ", expected ", name_of(dtype), like);
+  }
+  if (a.readonly) fail(GCE_VALUE_ERROR, name, " is read-only, expected a writeable array");
+  if (overlaps_itself(a)) {
+    fail(GCE_VALUE_ERROR, name, " has elements that share memory, expected each to have its own");
+  }
+}
+
+void check_grad(const gce_problem& p) {
+  if (!is_given(p.grad)) return;
+  if (!same_shape(p.grad, p.logits)) {
+    fail(GCE_VALUE_ERROR, "out has shape ", shape_text(p.grad), ", expected ", shape_text(p.logits),
+         ", the shape of logits");
+  }
+  require_output("out", p.grad, p.logits.dtype, ", the dtype of logits");
+  if (!same_view(p.grad, p.logits) && arrays_overlap(p.grad, p.logits)) {
+    fail(GCE_VALUE_ERROR,
+         "out overlaps logits in part, expected either logits itself or memory of its own");
+  }
+  const struct {
+    const char* name;
+    const gce_array& array;
+  } inputs[] = {{"targets", p.targets},           {"gamma", p.gamma},
+                {"threshold", p.threshold},       {"weight", p.weight},
+                {"sample_weight", p.sample_weight}, {"grad_output", p.grad_output}};
+  for (const auto& input : inputs) {
+    if (arrays_overlap(p.grad, input.array)) {
+      fail(GCE_VALUE_ERROR, "out overlaps ", input.name, ", expected memory of its own");
+    }
+  }
+}
+
+void check_row_output(const char* name, const gce_array& a, int32_t dtype, const gce_problem& p) {
+  if (!is_given(a)) return;
+  if (!same_shape(a, p.targets)) {
+    fail(GCE_VALUE_ERROR, name, " has shape ", shape_text(a), ", expected ", shape_text(p.targets),
+         ", the shape of targets");
+  }
+  require_output(name, a, dtype, "");
+}
+
+void check_outputs(const gce_problem& p) {
+  const int32_t loss_dtype = p.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
+  if (p.reduction == GCE_REDUCTION_NONE) {
+    check_row_output("loss", p.loss, loss_dtype, p);
+  } else if (is_given(p.loss)) {
+    if (p.loss.ndim != 0) {
+      fail(GCE_VALUE_ERROR, "loss has shape ", shape_text(p.loss),
+           ", expected a scalar unless reduction is \"none\"");
+    }
+    require_output("loss", p.loss, loss_dtype, "");
+  }
+  check_row_output("target_log_prob", p.target_log_prob, loss_dtype, p);
+  check_row_output("logsumexp", p.logsumexp, loss_dtype, p);
+  check_row_output("argmax", p.argmax, GCE_INT64, p);
+  check_grad(p);
+}
+
+// [7] or [1, 3] for the row'th element of an array of the targets' shape; nothing where that is ().
+std::string index_text(const gce_array& targets, int64_t row) {
+  if (targets.ndim == 0) return "";
+  std::string text;
+  for (int32_t d = targets.ndim - 1; d >= 0; --d) {
+    text = std::to_string(row % targets.shape[d]) + (text.empty() ? "" : ", ") + text;
+    row /= targets.shape[d];
+  }
+  return "[" + text + "]";
+}
+
+[[noreturn]] void fail_target(const gce_problem& p, const char* element, int64_t row,
+                              int64_t classes) {
+  const std::string value = p.targets.dtype == GCE_UINT64
+                                ? std::to_string(read<uint64_t>(element))
+                                : std::to_string(read_target(element, p.targets.dtype));
+  fail(GCE_INDEX_ERROR, "targets", index_text(p.targets, row), " = ", value,
+       ", expected 0 <= target < ", classes);
+}
+
+void require_unit_range(const char* name, const std::string& index, double x) {
+  if (x >= 0.0 && x <= 1.0) return;
+  fail(GCE_VALUE_ERROR, name, index, " = ", x, ", expected 0 <= ", name, " <= 1");
+}
+
+void check_unit_range(const char* name, const gce_problem& p, const gce_array& a,
+                      const RowProblem& rows, RowArrayId id) {
+  if (!is_given(a)) return;
+  if (a.ndim == 0) {  // checked even where there are no rows
+    require_unit_range(name, "", read_real(static_cast<const char*>(a.data), a.dtype));
+    return;
+  }
+  const RowArray& array = rows.arrays[id];
+  const int64_t stride = array.strides[rows.ndim - 1];
+  for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double x = read_real(array.data + offsets[id] + i * stride, array.dtype);
+      if (!(x >= 0.0 && x <= 1.0)) require_unit_range(name, index_text(p.targets, row + i), x);
+    }
+  });
+}
+
+double check_target_values(const gce_problem& p, const RowProblem& rows,
+                           const KernelTable& kernels) {
+  const RowArray& targets = rows.arrays[kTargets];
+  const int64_t stride = targets.strides[rows.ndim - 1];
+  int64_t counted = 0;
+  for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
+    const char* first = targets.data + offsets[kTargets];
+    const TargetCheck check = kernels.check_targets(first, targets.dtype, stride, n, rows.classes,
+                                                    rows.has_ignore_index, rows.ignore_index);
+    if (check.first_invalid < n) {
+      fail_target(p, first + check.first_invalid * stride, row + check.first_invalid, rows.classes);
+    }
+    counted += check.counted;
+  });
+  return static_cast<double>(counted);
+}
+
+// The sum of class weight times sample weight over the counted rows, in row order.
+double sum_of_weights(const RowProblem& rows) {
+  double sum = 0.0;
+  double lost = 0.0;  // Kahan's compensation: the divisor is as exact as the losses' sum
+  const RowArray& targets = rows.arrays[kTargets];
+  const RowArray& sample = rows.arrays[kSampleWeight];
+  const int d = rows.ndim - 1;
+  for_each_run(rows, [&](int64_t, int64_t n, const int64_t* offsets) {
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t target =
+          read_target(targets.data + offsets[kTargets] + i * targets.strides[d], targets.dtype);
+      if (rows.has_ignore_index && target == rows.ignore_index) continue;
+      double weight = 1.0;
+      if (rows.weight != nullptr) {
+        weight = read_real(rows.weight + target * rows.weight_stride, rows.weight_dtype);
+      }
+      if (sample.data != nullptr) {
+        weight *= read_real(sample.data + offsets[kSampleWeight] + i * sample.strides[d],
+                            sample.dtype);
+      }
+      const double term = weight - lost;
+      const double next = sum + term;
+      lost = (next - sum) - term;
+      sum = next;
+    }
+  });
+  return sum;
+}
+
+}  // namespace
+
+int32_t class_axis(const gce_problem& problem) {
+  return problem.axis < 0 ? problem.axis + problem.logits.ndim : problem.axis;
+}
+
+void validate_arguments(const gce_problem& problem) {
+  check_logits(problem);
+  check_targets(problem);
+  check_options(problem);
+  check_outputs(problem);
+}
+
+double validate_elements(const gce_problem& problem, const RowProblem& rows,
+                         const KernelTable& kernels) {
+  check_unit_range("gamma", problem, problem.gamma, rows, kGamma);
+  check_unit_range("threshold", problem, problem.threshold, rows, kThreshold);
+  const double counted = check_target_values(problem, rows, kernels);
+  const bool weighted = rows.weight != nullptr || rows.arrays[kSampleWeight].data != nullptr;
+  return weighted && problem.reduction == GCE_REDUCTION_MEAN && !problem.has_normalizer
+             ? sum_of_weights(rows)
+             : counted;
+}
+
+gce_reduction reduction_from_name(const char* name) {
+  if (std::strcmp(name, "mean") == 0) return GCE_REDUCTION_MEAN;
+  if (std::strcmp(name, "sum") == 0) return GCE_REDUCTION_SUM;
+  if (std::strcmp(name, "none") == 0) return GCE_REDUCTION_NONE;
+  fail(GCE_VALUE_ERROR, "reduction = \"", name, R"(", expected "mean", "sum" or "none")");
+}
+
+gce_value value_from_name(const char* name) {
+  if (std::strcmp(name, "primitive") == 0) return GCE_VALUE_PRIMITIVE;
+  if (std::strcmp(name, "surrogate") == 0) return GCE_VALUE_SURROGATE;
+  fail(GCE_VALUE_ERROR, "value = \"", name, R"(", expected "primitive" or "surrogate")");
+}
+
+}  // namespace gce

@@ -1,0 +1,26 @@
+// Every semantic check of a gce_problem and its message, in one place. Nothing here writes to an output.
+#ifndef GCE_CORE_VALIDATE_H_
+#define GCE_CORE_VALIDATE_H_
+
+#include "gce/gce.h"
+#include "kernel_table.h"
+
+namespace gce {
+
+// Checks dtypes, shapes, options and overlaps; throws Error.
+void validate_arguments(const gce_problem& problem);
+
+// Checks what needs every element: targets, gamma, threshold. `rows` is the laid-out problem. Returns the
+// sum over the counted rows of their weights, the divisor of the mean.
+double validate_elements(const gce_problem& problem, const RowProblem& rows,
+                         const KernelTable& kernels);
+
+gce_reduction reduction_from_name(const char* name);
+gce_value value_from_name(const char* name);
+
+// The class axis as an index >= 0, for a validated problem.
+int32_t class_axis(const gce_problem& problem);
+
+}  // namespace gce
+
+#endif  // GCE_CORE_VALIDATE_H_

@@ -1,0 +1,187 @@
+/* gce.h: the C ABI of the gamma-cross-entropy core.
+ *
+ * For one row with logits z, target y, q = softmax(z) and p = q[y], gamma in [0, 1], d = 1 - gamma:
+ *
+ *   loss      L = -log(gamma + d p) / d             (gamma = 0: -log p;  gamma = 1: 1 - p)
+ *   gradient  dL/dz = w (q - e_y),  w = p / (gamma + d p)
+ *
+ * with a threshold b on w, class and sample weights, ignored targets and a reduction over rows
+ * (gce_problem below). Source: arXiv 2302.13344.
+ *
+ * Dimension letters used throughout the core:
+ *   V  number of classes: the length of the class axis of the logits
+ *   N  number of rows: the product of all other axes of the logits, the size of the targets
+ *   R  rows of one tile, the unit the kernels work on
+ *   L  lanes of one SIMD vector
+ *
+ * The core has no threads of its own. A host makes a plan, calls gce_plan_work from as many of its
+ * threads as it likes, and finishes the plan; or it calls gce_run for all of this on one thread.
+ * No result depends on how many threads worked or on which of them did what.
+ *
+ * The header is C11 and C++17. It needs no other library.
+ */
+#ifndef GCE_GCE_H_
+#define GCE_GCE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define GCE_API __attribute__((visibility("default")))
+#else
+#define GCE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum gce_status {
+  GCE_OK = 0,
+  GCE_TYPE_ERROR = 1,   /* a dtype that the argument does not take */
+  GCE_VALUE_ERROR = 2,  /* a shape, option or range; overlapping or read-only output */
+  GCE_INDEX_ERROR = 3,  /* a target outside [0, V) that is not ignore_index */
+  GCE_OUT_OF_MEMORY = 4,
+  GCE_RUNTIME_ERROR = 5 /* an ISA that this CPU or build lacks; an internal failure */
+} gce_status;
+
+typedef enum gce_dtype {
+  GCE_FLOAT16,
+  GCE_BFLOAT16,
+  GCE_FLOAT32,
+  GCE_FLOAT64,
+  GCE_INT8,
+  GCE_INT16,
+  GCE_INT32,
+  GCE_INT64,
+  GCE_UINT8,
+  GCE_UINT16,
+  GCE_UINT32,
+  GCE_UINT64
+} gce_dtype;
+
+typedef enum gce_reduction {
+  GCE_REDUCTION_NONE,
+  GCE_REDUCTION_MEAN,
+  GCE_REDUCTION_SUM
+} gce_reduction;
+
+typedef enum gce_value {
+  GCE_VALUE_PRIMITIVE, /* the antiderivative: finite differences give the gradient */
+  GCE_VALUE_SURROGATE  /* w_b * (-log p) with w_b held constant */
+} gce_value;
+
+/* A strided view of somebody else's memory. data == NULL means "absent". Strides count bytes, may be
+ * negative or zero, and need no alignment. The core writes only to loss, grad and the statistics. */
+typedef struct gce_array {
+  void* data;
+  const int64_t* shape;
+  const int64_t* strides;
+  int32_t ndim;
+  int32_t dtype;    /* a gce_dtype */
+  int32_t readonly; /* outputs only: nonzero is refused */
+} gce_array;
+
+#define GCE_MAX_NDIM 64
+
+/* One call: inputs, options and outputs. gce_problem_init sets every default. Everything is checked
+ * before a byte of any output is written.
+ *
+ *   logits         float16, bfloat16, float32 or float64; any rank >= 1, any strides
+ *   targets        any integer dtype, the logits' shape without the class axis
+ *   gamma          float dtype; 0-d, or the targets' shape; in [0, 1]
+ *   threshold      b: like gamma; absent = 0
+ *   weight         c: float dtype, shape (V,); multiplies loss and gradient of a row by c[y]
+ *   sample_weight  float dtype, the targets' shape; multiplies loss and gradient
+ *   grad_output    upstream gradient: 0-d, or the targets' shape with reduction none; absent = 1
+ *   normalizer     the divisor of the mean, if has_normalizer; finite and > 0
+ *   ignore_index   rows with this target have loss 0 and gradient 0, if has_ignore_index
+ *   axis           class axis, -ndim <= axis < ndim
+ *
+ * Outputs; all but those wanted are absent:
+ *   loss             float32 for 16-bit logits, else the logits' dtype; 0-d, or the targets' shape
+ *                    with reduction none
+ *   grad             the logits' dtype and shape; may be exactly the logits' memory (in place)
+ *   target_log_prob, logsumexp   the loss' dtype, the targets' shape
+ *   argmax           int64, the targets' shape: the first largest logit, or the first NaN
+ */
+typedef struct gce_problem {
+  gce_array logits;
+  gce_array targets;
+  gce_array gamma;
+  gce_array threshold;
+  gce_array weight;
+  gce_array sample_weight;
+  gce_array grad_output;
+  double normalizer;
+  int64_t ignore_index;
+  int32_t has_normalizer;
+  int32_t has_ignore_index;
+  int32_t axis;
+  int32_t reduction; /* a gce_reduction */
+  int32_t value;     /* a gce_value */
+  gce_array loss;
+  gce_array grad;
+  gce_array target_log_prob;
+  gce_array logsumexp;
+  gce_array argmax;
+} gce_problem;
+
+typedef struct gce_plan gce_plan;
+
+/* Defaults: everything absent, axis -1, reduction mean, value primitive, nothing ignored. */
+GCE_API void gce_problem_init(gce_problem* problem);
+
+/* Check the problem and lay out the work for up to max_workers threads. On an error nothing is
+ * written and *plan is NULL. The problem's arrays must outlive the plan; the struct need not. */
+GCE_API gce_status gce_plan_create(const gce_problem* problem, int32_t max_workers,
+                                   gce_plan** plan);
+/* How many workers have something to do: between 1 and max_workers. */
+GCE_API int32_t gce_plan_workers(const gce_plan* plan);
+/* Take chunks of rows until none is left. Call it once for each worker in [0, gce_plan_workers),
+ * concurrently or one after the other. */
+GCE_API void gce_plan_work(gce_plan* plan, int32_t worker);
+/* After every gce_plan_work has returned: write the reduced loss and free the plan. NULL is fine. */
+GCE_API void gce_plan_finish(gce_plan* plan);
+/* Create, work and finish on the calling thread. */
+GCE_API gce_status gce_run(const gce_problem* problem);
+
+/* "none", "mean", "sum"; "primitive", "surrogate": what the options are called in every face. */
+GCE_API gce_status gce_reduction_from_name(const char* name, gce_reduction* reduction);
+GCE_API gce_status gce_value_from_name(const char* name, gce_value* value);
+
+/* The message of the last error on this thread: names the argument, what was found, what was
+ * expected. Valid until the thread's next call that fails. */
+GCE_API const char* gce_last_error(void);
+
+/* Elementwise functions of the target's log-probability l, with p = exp(l):
+ *   LOSS         (l, gamma, b) -> the primitive loss
+ *   GRAD_WEIGHT  (l, gamma, b) -> max(b, p / (gamma + (1 - gamma) p))
+ *   GAMMA_GRAD   (l, gamma)    -> dL/dgamma at b = 0
+ * gamma or b outside [0, 1] gives NaN, NaN gives NaN. */
+typedef enum gce_pointwise_op {
+  GCE_POINTWISE_LOSS,
+  GCE_POINTWISE_GRAD_WEIGHT,
+  GCE_POINTWISE_GAMMA_GRAD
+} gce_pointwise_op;
+
+/* args: the inputs and then the output, n elements each, strides in bytes. dtype, float32 or float64, is
+ * that of l and of the output; gamma and b are float64 always, so that 1 - gamma stays exact.
+ * *out_of_range is set to the number of elements with gamma or b out of range. */
+GCE_API gce_status gce_pointwise(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
+                                 const int64_t* strides, int64_t* out_of_range);
+
+/* Instruction sets. The best one that this CPU has is chosen at the first use; the environment
+ * variable GCE_FORCE_ISA overrides the choice, and is an error if the CPU or the build lacks it. */
+GCE_API gce_status gce_isa_in_use(const char** name);
+/* The i-th ISA compiled in, best first, and whether this CPU has it; NULL past the last. */
+GCE_API const char* gce_isa_name(int32_t i, int32_t* supported);
+/* Switch at run time (for tests and benchmarks); NULL returns to the default choice. Not to be called
+ * while plans are at work. */
+GCE_API gce_status gce_isa_select(const char* name);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* GCE_GCE_H_ */

@@ -1,0 +1,249 @@
+#include "arguments.h"
+
+#include <climits>
+#include <iterator>
+
+#include "errors.h"
+
+namespace gce_python {
+namespace {
+
+int64_t integer_of(const char* name, PyObject* object) {
+  const Ref index(PyNumber_Index(object));
+  if (index.get() == nullptr) {
+    PyErr_Format(PyExc_TypeError, "%s has type %s, expected int", name, Py_TYPE(object)->tp_name);
+    throw PythonError();
+  }
+  int overflow = 0;
+  const int64_t value = PyLong_AsLongLongAndOverflow(index.get(), &overflow);
+  if (overflow != 0) {
+    PyErr_Format(PyExc_ValueError, "%s = %S, expected a 64-bit integer", name, object);
+    throw PythonError();
+  }
+  return value;
+}
+
+int small_integer_of(const char* name, PyObject* object) {
+  const int64_t value = integer_of(name, object);
+  return value < INT_MIN ? INT_MIN : value > INT_MAX ? INT_MAX : static_cast<int>(value);
+}
+
+// The text of a name option; anything but a str is shown to the core as Python prints it.
+template <class Enum>
+int32_t name_of(PyObject* object, gce_status (*from_name)(const char*, Enum*)) {
+  const Ref text(PyObject_Str(object));
+  const char* name = text.get() != nullptr ? PyUnicode_AsUTF8(text.get()) : nullptr;
+  if (name == nullptr) throw PythonError();
+  Enum value;
+  throw_if(from_name(name, &value));
+  return value;
+}
+
+void set_threshold(Call* c, PyObject* o) { c->threshold.set("threshold", o, Kind::kReal); }
+void set_value(Call* c, PyObject* o) { c->problem.value = name_of(o, gce_value_from_name); }
+void set_weight(Call* c, PyObject* o) { c->weight.set("weight", o, Kind::kReal); }
+void set_sample_weight(Call* c, PyObject* o) {
+  c->sample_weight.set("sample_weight", o, Kind::kReal);
+}
+void set_ignore_index(Call* c, PyObject* o) {
+  c->problem.has_ignore_index = 1;
+  c->problem.ignore_index = integer_of("ignore_index", o);
+}
+void set_reduction(Call* c, PyObject* o) {
+  c->problem.reduction = name_of(o, gce_reduction_from_name);
+}
+void set_normalizer(Call* c, PyObject* o) {
+  c->problem.normalizer = PyFloat_AsDouble(o);
+  c->problem.has_normalizer = 1;
+  if (c->problem.normalizer == -1.0 && PyErr_Occurred()) throw PythonError();
+}
+void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
+void set_grad_output(Call* c, PyObject* o) { c->grad_output.set("grad_output", o, Kind::kReal); }
+void set_out(Call* c, PyObject* o) { c->out.set_output("out", o); }
+void set_num_threads(Call* c, PyObject* o) {
+  c->num_threads = small_integer_of("num_threads", o);
+  if (c->num_threads >= 1) return;
+  PyErr_Format(PyExc_ValueError, "num_threads = %S, expected at least 1", o);
+  throw PythonError();
+}
+
+// What None means for an option.
+enum class None { kAbsent, kIsAnError };
+
+struct Option {
+  const char* name;
+  const char* default_text;
+  None none;
+  void (*set)(Call*, PyObject*);
+  unsigned takes;
+  const char* type;
+  const char* documentation;  // lines of the numpydoc entry
+};
+
+constexpr unsigned kLosses = kLossFunction | kLossAndGrad;
+
+constexpr Option kOptions[] = {
+    {"threshold", "0.0", None::kIsAnError, set_threshold, kLosses, "float or array of float",
+     "Threshold b on the gradient weight, 0 <= b <= 1: a scalar, or one per row (the shape of\n"
+     "`targets`). b = 1 is cross-entropy for every `gamma`."},
+    {"value", "\"primitive\"", None::kIsAnError, set_value, kLosses, "{\"primitive\", \"surrogate\"}",
+     "``\"primitive\"``: the antiderivative, so that finite differences of the loss give the\n"
+     "gradient. ``\"surrogate\"``: ``w_b * -log(p)`` with ``w_b`` held constant, as in the paper.\n"
+     "The gradient is the same."},
+    {"weight", "None", None::kAbsent, set_weight, kLosses, "array of float, shape (V,), optional",
+     "Class weights: a row's loss and gradient are multiplied by ``weight[target]``."},
+    {"sample_weight", "None", None::kAbsent, set_sample_weight, kLosses,
+     "array of float, shape of `targets`, optional", "Multiplies each row's loss and gradient."},
+    {"ignore_index", "-100", None::kAbsent, set_ignore_index, kLosses | kRowStats, "int or None",
+     "Rows with this target have loss 0 and gradient 0 and are not counted by the mean. None: no\n"
+     "row is ignored."},
+    {"reduction", "\"mean\"", None::kIsAnError, set_reduction, kLosses, "{\"mean\", \"sum\", \"none\"}",
+     "What is made of the rows' losses. ``\"mean\"`` divides by the sum of the counted rows' weights\n"
+     "(`weight` times `sample_weight`), or by `normalizer`."},
+    {"normalizer", "None", None::kAbsent, set_normalizer, kLosses, "float, optional",
+     "The divisor of ``reduction=\"mean\"`` in place of the sum of weights; finite, > 0."},
+    {"axis", "-1", None::kIsAnError, set_axis, kLosses | kRowStats, "int",
+     "The class axis of `logits`."},
+    {"grad_output", "1.0", None::kIsAnError, set_grad_output, kLossAndGrad,
+     "float or array of float",
+     "Upstream gradient, multiplies the gradient: a scalar, or with ``reduction=\"none\"`` one per\n"
+     "row."},
+    {"out", "None", None::kAbsent, set_out, kLossAndGrad, "numpy.ndarray, optional",
+     "Receives the gradient and is returned: dtype and shape of `logits`. It may be `logits`\n"
+     "itself (in place), but not overlap it or another argument otherwise."},
+    {"num_threads", "None", None::kAbsent, set_num_threads, kLosses | kRowStats, "int, optional",
+     "Threads for this call at most; see `set_num_threads`. No result depends on it."},
+};
+constexpr size_t kOptionCount = std::size(kOptions);
+
+PyObject* keywords_of_options[kOptionCount];
+constexpr const char* kPositional[] = {"logits", "targets", "gamma"};
+PyObject* keywords_of_positional[3];
+
+int positional_count(Takes takes) { return takes == kRowStats ? 2 : 3; }
+
+bool is_keyword(PyObject* keyword, PyObject* interned) {
+  return keyword == interned || PyUnicode_Compare(keyword, interned) == 0;
+}
+
+void set_positional(Call* call, int i, PyObject* object) {
+  if (i == 0) {
+    call->logits.set("logits", object, Kind::kFloat);
+  } else if (i == 1) {
+    call->targets.set("targets", object, Kind::kInteger);
+  } else {
+    call->gamma.set("gamma", object, Kind::kReal);
+  }
+}
+
+void set_option(Call* call, const Option& option, PyObject* object) {
+  if (object != Py_None) {
+    option.set(call, object);
+  } else if (option.none == None::kIsAnError) {
+    PyErr_Format(PyExc_TypeError, "%s = None, expected %s", option.name, option.type);
+    throw PythonError();
+  } else if (option.set == set_ignore_index) {
+    call->problem.has_ignore_index = 0;
+  }
+}
+
+// Sets the option with this keyword; false if this function has none.
+bool take_keyword(Call* call, Takes takes, PyObject* keyword, PyObject* object) {
+  for (size_t i = 0; i < kOptionCount; ++i) {
+    if ((kOptions[i].takes & takes) != 0 && is_keyword(keyword, keywords_of_options[i])) {
+      set_option(call, kOptions[i], object);
+      return true;
+    }
+  }
+  return false;
+}
+
+int positional_named(Takes takes, PyObject* keyword) {
+  for (int i = 0; i < positional_count(takes); ++i) {
+    if (is_keyword(keyword, keywords_of_positional[i])) return i;
+  }
+  return -1;
+}
+
+}  // namespace
+
+void prepare_keywords() {
+  for (size_t i = 0; i < kOptionCount; ++i) {
+    keywords_of_options[i] = PyUnicode_InternFromString(kOptions[i].name);
+  }
+  for (int i = 0; i < 3; ++i) keywords_of_positional[i] = PyUnicode_InternFromString(kPositional[i]);
+}
+
+void Call::parse(const char* function, Takes takes, PyObject* const* args, Py_ssize_t positional,
+                 PyObject* keywords) {
+  const int expected = positional_count(takes);
+  if (positional > expected) {
+    PyErr_Format(PyExc_TypeError, "%s() takes %d positional arguments but %zd were given", function,
+                 expected, positional);
+    throw PythonError();
+  }
+  problem.has_ignore_index = 1;
+  problem.ignore_index = -100;
+  PyObject* given[3] = {};
+  for (Py_ssize_t i = 0; i < positional; ++i) given[i] = args[i];
+  const Py_ssize_t count = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
+  for (Py_ssize_t k = 0; k < count; ++k) {
+    PyObject* keyword = PyTuple_GET_ITEM(keywords, k);
+    PyObject* object = args[positional + k];
+    if (take_keyword(this, takes, keyword, object)) continue;
+    const int i = positional_named(takes, keyword);
+    if (i < 0 || given[i] != nullptr) {
+      PyErr_Format(PyExc_TypeError,
+                   i < 0 ? "%s() got an unexpected keyword argument '%U'"
+                         : "%s() got multiple values for argument '%U'",
+                   function, keyword);
+      throw PythonError();
+    }
+    given[i] = object;
+  }
+  for (int i = 0; i < expected; ++i) {
+    if (given[i] == nullptr) {
+      PyErr_Format(PyExc_TypeError, "%s() missing required argument '%s'", function, kPositional[i]);
+      throw PythonError();
+    }
+    set_positional(this, i, given[i]);
+  }
+}
+
+void Call::finish_inputs() {
+  problem.logits = logits.array;
+  problem.targets = targets.array;
+  problem.gamma = gamma.array;
+  problem.threshold = threshold.array;
+  problem.weight = weight.array;
+  problem.sample_weight = sample_weight.array;
+  problem.grad_output = grad_output.array;
+}
+
+std::string signature_of(const char* function, Takes takes) {
+  std::string text = std::string(function) + "(";
+  for (int i = 0; i < positional_count(takes); ++i) text += std::string(kPositional[i]) + ", ";
+  text += "*";
+  for (const Option& option : kOptions) {
+    if ((option.takes & takes) != 0) {
+      text += std::string(", ") + option.name + "=" + option.default_text;
+    }
+  }
+  return text + ")";
+}
+
+std::string parameters_of(Takes takes) {
+  std::string text;
+  for (const Option& option : kOptions) {
+    if ((option.takes & takes) == 0) continue;
+    text += std::string(option.name) + " : " + option.type + ", default " + option.default_text + "\n    ";
+    for (const char* c = option.documentation; *c != '\0'; ++c) {
+      text += *c;
+      if (*c == '\n') text += "    ";
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+}  // namespace gce_python

@@ -1,0 +1,40 @@
+// The options of the public functions: one table gives each its keyword, default, documentation and effect.
+// Signatures and docstrings are made from it; adding an option is adding one row (and its field in gce.h).
+#ifndef GCE_PYTHON_ARGUMENTS_H_
+#define GCE_PYTHON_ARGUMENTS_H_
+
+#include <string>
+
+#include "arrays.h"
+
+namespace gce_python {
+
+// Which functions take an option: a set of bits.
+enum Takes : unsigned { kLossFunction = 1, kLossAndGrad = 2, kRowStats = 4 };
+
+// One call: the problem for the core and the arrays that it points to.
+struct Call {
+  gce_problem problem;
+  View logits, targets, gamma;
+  View threshold, weight, sample_weight, grad_output;
+  View out;
+  int num_threads = 0;  // 0: the process setting
+
+  Call() { gce_problem_init(&problem); }
+  // Takes the vectorcall arguments of one function. Throws PythonError.
+  void parse(const char* function, Takes takes, PyObject* const* args, Py_ssize_t positional,
+             PyObject* keywords);
+  // Copies the views' arrays into the problem.
+  void finish_inputs();
+};
+
+// "loss(logits, targets, gamma, *, threshold=0.0, ...)" for inspect.signature, and the numpydoc section.
+std::string signature_of(const char* function, Takes takes);
+std::string parameters_of(Takes takes);
+
+// Interns the keywords; once, at import.
+void prepare_keywords();
+
+}  // namespace gce_python
+
+#endif  // GCE_PYTHON_ARGUMENTS_H_

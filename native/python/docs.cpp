@@ -1,0 +1,154 @@
+#include "docs.h"
+
+namespace gce_python {
+namespace {
+
+// What loss and loss_and_grad share.
+#define GCE_LOSS_FORMULA                                                                          \
+  "For a row with logits z, ``p = softmax(z)[target]`` and ``d = 1 - gamma``::\n\n"               \
+  "    loss      L     = -log(gamma + d p) / d       gamma = 0: -log(p); gamma = 1: 1 - p\n"      \
+  "    gradient  dL/dz = w_b (softmax(z) - onehot(target))\n"                                     \
+  "    weight    w_b   = max(threshold, p / (gamma + d p))\n\n"                                   \
+  "`gamma` leads from cross-entropy (0) to smooth accuracy (1). At gamma = 1 the loss is the\n"   \
+  "limit 1 - p; the -p of other texts differs from it by the constant 1 and has the same\n"       \
+  "gradient. Below ``t = b gamma / (1 - b d)``, where the threshold b acts on the weight, the\n"  \
+  "loss goes on as ``L(t) + b (log(t) - log(p))``, so that it stays the antiderivative.\n\n"
+
+#define GCE_POSITIONAL                                                                            \
+  "Parameters\n----------\n"                                                                      \
+  "logits : array of float16, bfloat16 (``ml_dtypes``), float32 or float64\n"                     \
+  "    Any shape with at least one axis and any strides. One row is what remains when all axes\n" \
+  "    but the class axis are fixed; V is the length of the class axis.\n"                        \
+  "targets : array of int\n"                                                                      \
+  "    The target class of each row: any integer dtype, the shape of `logits` without the class\n" \
+  "    axis, ``0 <= targets < V`` or `ignore_index`.\n"
+
+#define GCE_GAMMA                                                                                 \
+  "gamma : float or array of float\n"                                                             \
+  "    0 <= gamma <= 1: a scalar, or one per row (the shape of `targets`). Taken in double.\n"
+
+#define GCE_RAISES                                                                                \
+  "Raises\n------\n"                                                                              \
+  "TypeError\n    A dtype that the argument does not take.\n"                                     \
+  "ValueError\n    A shape, option or range; an `out` that is read-only or overlaps.\n"           \
+  "IndexError\n    A target outside [0, V) that is not `ignore_index`.\n\n"                       \
+  "Everything is checked before anything is written.\n\n"
+
+#define GCE_NOTES                                                                                 \
+  "Notes\n-----\n"                                                                                \
+  "A logit of -inf is a masked class. NaN or +inf makes its own row's result NaN and no other's.\n" \
+  "If no row counts, mean and sum are 0 and the gradient is zeros. A row's loss and gradient have\n" \
+  "the same bits for any number of threads, any split of the batch and any memory layout.\n\n"    \
+  "References\n----------\n"                                                                      \
+  "Ji et al., \"Tailoring Language Generation Models under Total Variation Distance\", ICLR 2023,\n" \
+  "arXiv:2302.13344. gamma = 1: arXiv:2508.05629.\n\n"
+
+#define GCE_EXAMPLE_INPUT                                                                         \
+  ">>> import numpy as np\n>>> import gce\n"                                                      \
+  ">>> logits = np.array([[2.0, 0.0, -1.0], [0.0, 0.0, 3.0]], dtype=np.float32)\n"                \
+  ">>> targets = np.array([0, 1])\n"
+
+}  // namespace
+
+const FunctionDoc kLossDoc = {
+    "The gamma-cross-entropy loss of logits and index targets.\n\n" GCE_LOSS_FORMULA GCE_POSITIONAL
+        GCE_GAMMA,
+    "\nReturns\n-------\n"
+    "numpy scalar or array\n"
+    "    The reduced loss, or with ``reduction=\"none\"`` one per row (the shape of `targets`):\n"
+    "    float32 for 16-bit logits, else the dtype of `logits`.\n\n" GCE_RAISES
+    "See Also\n--------\nloss_and_grad : the same with the gradient, in one pass.\n\n" GCE_NOTES
+    "Examples\n--------\n" GCE_EXAMPLE_INPUT
+    ">>> gce.loss(logits, targets, 0.0, reduction=\"none\")  # cross-entropy\n"
+    "array([0.16984604, 3.0949228 ], dtype=float32)\n"
+    ">>> gce.loss(logits, targets, 0.5, reduction=\"none\")  # bounded: at most -log(gamma)/(1-gamma)\n"
+    "array([0.16297817, 1.2976835 ], dtype=float32)\n"
+    ">>> float(gce.loss(logits, targets, 1.0)) == float(gce.loss(logits, targets, 1.0, threshold=0.0))\n"
+    "True\n"};
+
+const FunctionDoc kLossAndGradDoc = {
+    "The gamma-cross-entropy loss and its gradient with respect to the logits, in one fused pass.\n\n"
+    GCE_LOSS_FORMULA GCE_POSITIONAL GCE_GAMMA,
+    "\nReturns\n-------\n"
+    "loss : numpy scalar or array\n"
+    "    As `loss` returns it.\n"
+    "grad : numpy.ndarray\n"
+    "    Gradient of the reduced loss (with ``reduction=\"none\"``: of the rows' sum) times\n"
+    "    `grad_output`: shape and dtype of `logits`; `out` if that was given.\n\n" GCE_RAISES
+    "See Also\n--------\nloss : the loss alone.\n\n" GCE_NOTES
+    "A new gradient costs page faults on fresh memory, at large V more than the loss itself: reuse\n"
+    "one with `out`.\n\n"
+    "Examples\n--------\n" GCE_EXAMPLE_INPUT
+    ">>> loss, grad = gce.loss_and_grad(logits, targets, 0.5)\n"
+    ">>> loss\n"
+    "np.float32(0.7303308)\n"
+    ">>> grad\n"
+    "array([[-0.0715...,  0.0522...,  0.0192...],\n"
+    "       [ 0.0019..., -0.0412...,  0.0393...]], dtype=float32)\n"
+    ">>> loss, same = gce.loss_and_grad(logits, targets, 0.5, out=grad)\n"
+    ">>> same is grad\n"
+    "True\n"};
+
+const FunctionDoc kRowStatsDoc = {
+    "Statistics of each row in one pass: what is needed to log, to weight or to evaluate a batch.\n\n"
+    GCE_POSITIONAL,
+    "\nReturns\n-------\n"
+    "RowStats\n"
+    "    A named tuple of arrays of the shape of `targets`: ``target_log_prob`` (log-probability of the\n"
+    "    target, 0 for an ignored row), ``logsumexp`` and ``argmax`` (int64: the first largest logit, or\n"
+    "    the first NaN, as numpy has it). Floats are float32 for 16-bit logits, else of the dtype of\n"
+    "    `logits`.\n\n" GCE_RAISES
+    "Examples\n--------\n" GCE_EXAMPLE_INPUT
+    ">>> stats = gce.row_stats(logits, targets)\n"
+    ">>> stats.target_log_prob\n"
+    "array([-0.16984604, -3.0949228 ], dtype=float32)\n"
+    ">>> stats.argmax\n"
+    "array([0, 2])\n"};
+
+const char* const kLossFromLogProbDoc =
+    "The gamma-cross-entropy of log-probabilities of the target; a numpy ufunc.\n\n"
+    "``L = -log(gamma + (1 - gamma) p) / (1 - gamma)`` with ``p = exp(log_p)``, and the limit 1 - p at\n"
+    "gamma = 1; below the threshold's knee its linear continuation in log p (see `loss`).\n\n"
+    "Parameters\n----------\n"
+    "log_p : array_like of float32 or float64\n    Log-probability of the target, -inf to 0.\n"
+    "gamma : array_like of float\n    0 <= gamma <= 1; taken in double. Elsewhere the result is NaN.\n"
+    "threshold : array_like of float\n    0 <= threshold <= 1; taken in double. Elsewhere NaN.\n\n"
+    "Returns\n-------\n"
+    "array or scalar\n    float32 for float32 (and float16) `log_p`, else float64.\n\n"
+    "References\n----------\narXiv:2302.13344.\n\n"
+    "Examples\n--------\n"
+    ">>> import numpy as np\n>>> import gce\n"
+    ">>> gce.loss_from_log_prob(np.log([1.0, 0.5, 0.25]), 1.0, 0.0)  # 1 - p\n"
+    "array([0.  , 0.5 , 0.75])\n";
+
+const char* const kGradWeightDoc =
+    "The factor by which the gamma-cross-entropy scales cross-entropy's gradient; a numpy ufunc.\n\n"
+    "``w_b = max(threshold, p / (gamma + (1 - gamma) p))`` with ``p = exp(log_p)``: 1 for gamma = 0, p\n"
+    "for gamma = 1 (at threshold 0).\n\n"
+    "Parameters\n----------\n"
+    "log_p : array_like of float32 or float64\n    Log-probability of the target, -inf to 0.\n"
+    "gamma : array_like of float\n    0 <= gamma <= 1; taken in double. Elsewhere the result is NaN.\n"
+    "threshold : array_like of float\n    0 <= threshold <= 1; taken in double. Elsewhere NaN.\n\n"
+    "Returns\n-------\n"
+    "array or scalar\n    float32 for float32 (and float16) `log_p`, else float64.\n\n"
+    "References\n----------\narXiv:2302.13344.\n\n"
+    "Examples\n--------\n"
+    ">>> import numpy as np\n>>> import gce\n"
+    ">>> gce.grad_weight(np.log([1.0, 0.5, 0.25]), 1.0, [0.0, 0.0, 0.3])\n"
+    "array([1. , 0.5, 0.3])\n";
+
+const char* const kGammaGradDoc =
+    "The derivative of the gamma-cross-entropy in gamma, at threshold 0; a numpy ufunc.\n\n"
+    "With ``d = 1 - gamma`` and ``s = gamma + d p``: ``-(1 - p)/(s d) - log(s)/d**2``, and its limit\n"
+    "``-(1 - p)**2 / 2`` at gamma = 1. Never positive: a larger gamma means a smaller loss.\n\n"
+    "Parameters\n----------\n"
+    "log_p : array_like of float32 or float64\n    Log-probability of the target, -inf to 0.\n"
+    "gamma : array_like of float\n    0 <= gamma <= 1; taken in double. Elsewhere the result is NaN.\n\n"
+    "Returns\n-------\n"
+    "array or scalar\n    float32 for float32 (and float16) `log_p`, else float64.\n\n"
+    "Examples\n--------\n"
+    ">>> import numpy as np\n>>> import gce\n"
+    ">>> gce.gamma_grad(np.log([1.0, 0.5]), 1.0)\n"
+    "array([-0.   , -0.125])\n";
+
+}  // namespace gce_python

@@ -1,0 +1,14 @@
+// The core's statuses as Python exceptions.
+#ifndef GCE_PYTHON_ERRORS_H_
+#define GCE_PYTHON_ERRORS_H_
+
+#include "gce/gce.h"
+
+namespace gce_python {
+
+// Sets the exception with the core's own message and throws PythonError, unless status is GCE_OK.
+void throw_if(gce_status status);
+
+}  // namespace gce_python
+
+#endif  // GCE_PYTHON_ERRORS_H_

@@ -1,0 +1,102 @@
+"""Fit the polynomials of the kernels and print them as the C++ of ``core/kernels/polynomials.inc.h``.
+
+    python native/tools/polynomials.py > native/core/kernels/polynomials.inc.h
+
+* ``exp2``: 2**t on [-1/2, 1/2] and on [0, 1], minimal largest relative error. For float the
+  constant is 1 and the others are rounded one at a time, each time fitting the rest anew by linear
+  programming; for double the Chebyshev fit at 60 digits is far below half an ulp as it is.
+* ``expm1``: Chebyshev fit of (e**x - 1)/x.
+* ``log``: with s = f/(2 + f), log(1 + f) = 2s + s z R(z), z = s**2, for 1 + f in [sqrt(1/2), sqrt(2)].
+
+Needs mpmath, numpy and scipy (the project's dependency group "dev").
+"""
+
+import mpmath
+import numpy as np
+from scipy.optimize import linprog
+
+mpmath.mp.dps = 60
+
+
+def fit_exp2_float(degree: int, low: float, high: float) -> list[float]:
+    t = (low + high) / 2 + (high - low) / 2 * np.cos(np.linspace(0, np.pi, 4001))
+    powers = np.vander(t, degree + 1, increasing=True) / np.exp2(t)[:, None]
+    scale = 1e8  # the program's tolerances are absolute
+    fixed = [1.0]  # 2^0 is exactly 1
+    while len(fixed) <= degree:
+        done = len(fixed)
+        target = (1 - powers[:, :done] @ np.array(fixed)) * scale
+        free = powers[:, done:]
+        bound = -np.ones((len(t), 1))
+        a_ub = np.block([[free, bound], [-free, bound]])
+        cost = np.zeros(free.shape[1] + 1)
+        cost[-1] = 1
+        answer = linprog(cost, a_ub, np.concatenate([target, -target]), bounds=(None, None))
+        fixed.append(float(np.float32(answer.x[0] / scale)))
+    return fixed
+
+
+def fit_exp2_double(degree: int, low: float, high: float) -> list[float]:
+    coefficients = mpmath.chebyfit(lambda t: mpmath.mpf(2) ** t, [low, high], degree + 1)
+    return [float(c) for c in reversed(coefficients)]
+
+
+def fit_log(degree: int) -> list[float]:
+    largest = ((mpmath.sqrt(2) - 1) / (mpmath.sqrt(2) + 1)) ** 2
+
+    def remainder(z: mpmath.mpf) -> mpmath.mpf:
+        z = mpmath.mpf(z)
+        if z < mpmath.mpf(10) ** -12:
+            return mpmath.mpf(2) / 3 + 2 * z / 5
+        s = mpmath.sqrt(z)
+        return (2 * mpmath.atanh(s) - 2 * s) / (s * z)
+
+    coefficients = mpmath.chebyfit(remainder, [mpmath.mpf(0), largest], degree + 1)
+    return [float(c) for c in reversed(coefficients)]
+
+
+def fit_expm1(degree: int) -> list[float]:
+    coefficients = mpmath.chebyfit(
+        lambda x: mpmath.expm1(x) / x if x else mpmath.mpf(1), [-0.5, 0.5], degree + 1
+    )
+    return [float(c) for c in reversed(coefficients)]
+
+
+def largest_relative_error(coefficients: list[float], low: float, high: float) -> float:
+    worst = mpmath.mpf(0)
+    for t in mpmath.linspace(low, high, 2001):
+        value = sum(mpmath.mpf(c) * t**k for k, c in enumerate(coefficients))
+        worst = max(worst, abs(value / mpmath.mpf(2) ** t - 1))
+    return float(worst)
+
+
+def declare(name: str, scalar: str, coefficients: list[float], comment: str) -> None:
+    suffix = "f" if scalar == "float" else ""
+    print(f"// {comment}")
+    print(f"constexpr {scalar} {name}[] = {{")
+    for c in coefficients:
+        print(f"    {c.hex()}{suffix},")
+    print("};\n")
+
+
+def main() -> None:
+    print("// Written by native/tools/polynomials.py; constant term first. Included by ../kernels.inc.h.\n")
+    print("namespace gce {\nnamespace {\n")
+    for where, low, high in (("Centered", -0.5, 0.5), ("Positive", 0.0, 1.0)):
+        for scalar, degree in (("float", 5), ("double", 11)):
+            fit = fit_exp2_float if scalar == "float" else fit_exp2_double
+            coefficients = fit(degree, low, high)
+            error = largest_relative_error(coefficients, low, high)
+            declare(
+                f"kExp2{where}{'F32' if scalar == 'float' else 'F64'}",
+                scalar,
+                coefficients,
+                f"2^t on [{low}, {high}]: largest relative error {error:.2g}, before rounding in use.",
+            )
+    declare("kLog", "double", fit_log(6), "R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f).")
+    declare("kExpm1", "double", fit_expm1(12), "(e^x - 1)/x on [-1/2, 1/2].")
+    print("}  // namespace\n}  // namespace gce")
+
+
+if __name__ == "__main__":
+    main()

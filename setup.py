@@ -1,0 +1,185 @@
+"""The native build, and nothing else: metadata and tools are configured in pyproject.toml.
+
+One core (``native/core``) is compiled for the machine's baseline, its kernels once for each row of
+`ISAS`, and all of it is linked into each of `LIBRARIES`.  Run as a script, this file is the build;
+imported, as the tests do to compile the core for another machine, it is the build's description.
+"""
+
+import copy
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import PlatformError
+
+ROOT = Path(__file__).resolve().parent
+
+
+class Isa(NamedTuple):
+    """One instruction set: native/core/isa/<name>.cpp, compiled with `flags` on `machines`."""
+
+    name: str
+    machines: tuple[str, ...]  # empty: every machine
+    flags: tuple[str, ...]
+
+
+X86_64 = ("x86_64", "amd64")
+AARCH64 = ("aarch64", "arm64")
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2, "-mprefer-vector-width=512")
+
+# Which ISAs exist is said here alone: dispatch.cpp learns of each through GCE_HAVE_<NAME>.
+ISAS = (
+    Isa("baseline", (), ()),
+    Isa("avx2", X86_64, AVX2),
+    Isa("avx512", X86_64, AVX512),
+    Isa("neon", AARCH64, ()),
+)
+
+# These come after the interpreter's and the user's own flags, so that neither -ffast-math nor
+# link-time optimisation reaches the kernels: one breaks IEEE promises, one may inline across ISAs.
+COMMON_FLAGS = (
+    *("-std=c++17", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-lto"),
+    *("-fvisibility=hidden", "-fPIC", "-pthread", "-Wall", "-Wextra"),
+)
+# An ISA object must hold no weak symbol (an inline std:: function, a vtable): the linker could keep
+# the AVX-512 copy of it for baseline code.
+ISA_FLAGS = ("-fno-exceptions", "-fno-rtti")
+
+
+class Unit(NamedTuple):
+    """One object: its source, and the flags beyond the compiler's own; paths start at `ROOT`."""
+
+    source: str
+    flags: tuple[str, ...]
+
+
+def glob(pattern: str) -> list[str]:
+    """Sources below `ROOT` that match, in a fixed order so that builds are reproducible."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+
+
+def isas_for(machine: str) -> list[Isa]:
+    """ISAs that are compiled in on `machine` (as ``platform.machine()`` names it)."""
+    return [isa for isa in ISAS if not isa.machines or machine.lower() in isa.machines]
+
+
+def core_units(machine: str) -> list[Unit]:
+    """Everything that one native library links: the core, then its kernels once per ISA."""
+    isas = isas_for(machine)
+    compiled_in = (f"-DGCE_HAVE_{isa.name.upper()}=1" for isa in isas)
+    flags = (*COMMON_FLAGS, "-Inative/include", "-Inative/core", *compiled_in)
+    return [Unit(source, flags) for source in glob("native/core/*.cpp")] + [
+        Unit(f"native/core/isa/{isa.name}.cpp", flags + ISA_FLAGS + isa.flags) for isa in isas
+    ]
+
+
+def python_flags(version: str) -> tuple[str, ...]:
+    """Flags of native/python, which sees the C ABI and not the core."""
+    import numpy  # here, because only a build needs these two
+    import pybind11
+
+    # -isystem: warnings in their headers are not ours to turn into errors.
+    system = (f"-isystem{path}" for path in (pybind11.get_include(), numpy.get_include()))
+    return (*COMMON_FLAGS, "-Inative/include", *system, f'-DGCE_VERSION="{version}"')
+
+
+# Each library: its sources, and the only symbols that it may export.
+LIBRARIES = [
+    Extension("gce._native", glob("native/python/*.cpp"), export_symbols=["PyInit__native"]),
+]
+
+
+class BuildNative(build_ext):
+    """Compile every object once, in parallel and only if stale; link them into each library."""
+
+    def build_extensions(self) -> None:
+        """Compile, then let setuptools call `build_extension` for each library."""
+        kind = self.compiler.compiler_type
+        if kind != "unix":
+            raise PlatformError(f"gamma-ce is built with GCC or Clang; {kind!r} is not supported")
+        build = self.get_finalized_command("build")
+        if self.editable_mode:  # setuptools offers a temporary folder; objects are worth keeping
+            tag = f"editable.{build.plat_name}-{sys.implementation.cache_tag}"
+            self.build_temp = os.path.join(build.build_base, tag)
+
+        core = core_units(self.plat_name.rpartition("-")[2])
+        flags = python_flags(self.distribution.get_version())
+        units = core + [Unit(source, flags) for ext in self.extensions for source in ext.sources]
+        self.write_compile_commands(units, Path(build.build_base))
+        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+            objects = list(pool.map(self.compile_unit, units))
+        self.object_of = {unit.source: path for unit, path in zip(units, objects, strict=True)}
+        self.core_objects = objects[: len(core)]
+        super().build_extensions()
+
+    def compile_unit(self, unit: Unit) -> str:
+        """Path of the object of `unit`, compiled anew if anything that it was made from changed."""
+        (path,) = self.compiler.object_filenames([unit.source], output_dir=self.build_temp)
+        flags = [*unit.flags, "-MD", *environment_flags()]
+        command = "\n".join([*self.compiler_command(), *flags])
+        stamp = Path(f"{path}.cmd")
+        if self.force or not stamp.exists() or stamp.read_text() != command or is_stale(path):
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.unlink(missing_ok=True)
+            self.compiler.compile([unit.source], self.build_temp, extra_postargs=flags)
+            stamp.write_text(command)
+        return path
+
+    def compiler_command(self) -> list[str]:
+        """How the compiler is called before a unit's own flags."""
+        return [*self.compiler.compiler_so_cxx, *(f"-I{d}" for d in self.compiler.include_dirs)]
+
+    def write_compile_commands(self, units: list[Unit], folder: Path) -> None:
+        """Tell clang-tidy and editors how each file is compiled."""
+        start = self.compiler_command()
+        commands = [
+            {"directory": str(ROOT), "file": file, "arguments": [*start, *flags, "-c", file]}
+            for file, flags in units
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compile_commands.json").write_text(json.dumps(commands, indent=1))
+
+    def build_extension(self, ext: Extension) -> None:
+        """Link one library from objects; setuptools skips it when it is newer than all of them."""
+        linked = copy.copy(ext)
+        linked.sources, linked.language = [], "c++"
+        linked.extra_objects = [self.object_of[file] for file in ext.sources] + self.core_objects
+        linked.extra_link_args = ["-pthread", "-fno-lto", self.export_only(ext)]
+        linked.depends = [*linked.extra_objects, __file__]
+        super().build_extension(linked)
+
+    def export_only(self, ext: Extension) -> str:
+        """Linker flag that hides all else: weak std:: symbols are exported despite -fvisibility."""
+        script = Path(self.build_temp, f"{ext.name}.exports")
+        if self.plat_name.startswith("macosx"):
+            script.write_text("".join(f"_{name}\n" for name in ext.export_symbols))
+            return f"-Wl,-exported_symbols_list,{script}"
+        names = "".join(f"{name}; " for name in ext.export_symbols)
+        script.write_text(f"{{ global: {names}local: *; }};\n")
+        return f"-Wl,--version-script={script}"
+
+
+def environment_flags() -> list[str]:
+    """-Werror in the project's own builds alone, and no debug information unless asked for."""
+    flags = ["-Werror"] if os.environ.get("GCE_WERROR") == "1" else []
+    return flags if "-g" in os.environ.get("CFLAGS", "") else [*flags, "-g0"]
+
+
+def is_stale(path: str) -> bool:
+    """Whether the object is older than a file that the compiler read for it (its .d file says)."""
+    try:
+        rule = Path(path).with_suffix(".d").read_text().replace("\\\n", " ").replace("\\ ", "\0")
+        read = [name.replace("\0", " ") for name in rule.partition(": ")[2].split()]
+        return max(map(os.path.getmtime, read)) > os.path.getmtime(path)
+    except FileNotFoundError:
+        return True
+
+
+if __name__ == "__main__":
+    setup(ext_modules=LIBRARIES, cmdclass={"build_ext": BuildNative})

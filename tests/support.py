@@ -1,0 +1,18 @@
+"""What several test modules need."""
+
+import os
+
+import pytest
+
+
+def require(condition: object, reason: str) -> None:
+    """Skip the test unless `condition` holds; under ``GCE_REQUIRE_ALL=1``, as in CI, fail it.
+
+    For what a machine can be given (a tool, a package), so that a skip there is an oversight. What
+    it cannot be given, such as an ISA that its CPU lacks, is a plain ``pytest.skip``.
+    """
+    if condition:
+        return
+    if os.environ.get("GCE_REQUIRE_ALL") == "1":
+        pytest.fail(f"{reason} (required by GCE_REQUIRE_ALL=1)")
+    pytest.skip(reason)
