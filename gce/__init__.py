@@ -1,12 +1,17 @@
-"""The gamma-cross-entropy loss ``-log(gamma + (1 - gamma) p) / (1 - gamma)`` and its gradient, on CPU.
+"""The gamma-cross-entropy ``-log(gamma + (1 - gamma) p) / (1 - gamma)`` and its gradient, on CPU.
 
-One number gamma leads from cross-entropy (0) to smooth accuracy (1). `loss` and `loss_and_grad` work on
-logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on log-probabilities; `row_stats`
-tells what a batch's rows look like. `schedules` anneal gamma, `presets` holds published settings, and
-`reference` is the same in plain numpy.
+One number gamma leads from cross-entropy (0) to smooth accuracy (1). `loss` and `loss_and_grad`
+work on logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on log-probabilities;
+`row_stats` tells what a batch's rows look like. `schedules` anneal gamma, `presets` holds published
+settings, and `reference` is the same in plain numpy.
 """
 
-from gce import presets, reference, schedules
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gce import presets, schedules
 from gce._config import show_config
 from gce._native import (
     __version__,
@@ -20,6 +25,9 @@ from gce._native import (
     set_num_threads,
 )
 from gce._types import RowStats
+
+if TYPE_CHECKING:
+    from gce import reference
 
 __all__ = [
     "RowStats",
@@ -37,3 +45,14 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `reference` when it is first asked for: only tests and readers need it."""
+    if name == "reference":
+        return importlib.import_module("gce.reference")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -159,7 +159,7 @@ def test_bench_hands_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_neither_the_package_nor_its_command_line_loads_the_demo(
     statement: str, tmp_path: Path
 ) -> None:
-    heavy = {"sklearn", "scipy", "matplotlib", "rich", "gce.reference", "gce.demo.run"}
+    heavy = {"sklearn", "scipy", "matplotlib", "rich", "gce.demo.run"}
     if statement == "import gce":
         heavy |= {"argparse", "gce.demo"}
     script = f"import sys; {statement}; print(sorted({heavy!r} & set(sys.modules)))"

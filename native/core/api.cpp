@@ -80,8 +80,7 @@ const char* gce_last_error(void) { return last_error.c_str(); }
 
 gce_status gce_pointwise(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
                          const int64_t* strides, int64_t* out_of_range) {
-  return guarded(
-      [&] { *out_of_range = gce::kernels().pointwise(op, dtype, n, args, strides); });
+  return guarded([&] { *out_of_range = gce::kernels().pointwise(op, dtype, n, args, strides); });
 }
 
 gce_status gce_isa_in_use(const char** name) {

@@ -53,7 +53,8 @@ void sort_by_step(std::vector<Term>* terms) {
 // smaller ones can still add bounds each x, so that nested strides leave one or two choices.
 class SumSearch {
  public:
-  explicit SumSearch(std::vector<Term> terms) : terms_(std::move(terms)), reach_(terms_.size() + 1) {
+  explicit SumSearch(std::vector<Term> terms)
+      : terms_(std::move(terms)), reach_(terms_.size() + 1) {
     for (size_t i = terms_.size(); i-- > 0;) {
       reach_[i] = reach_[i + 1] + terms_[i].step * terms_[i].most;
     }

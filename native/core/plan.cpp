@@ -25,8 +25,8 @@ std::unique_ptr<T, FreeDeleter> allocate_aligned(size_t bytes) {
 
 // Copies the strides of `array`, which has one element or one vector per row, over the outer axes that
 // are longer than 1. A scalar gets strides of 0. `skip` is the class axis, or -1.
-void set_row_array(const gce_array& array, const gce_array& logits, int32_t class_axis, int32_t skip,
-                   RowArray* out) {
+void set_row_array(const gce_array& array, const gce_array& logits, int32_t class_axis,
+                   int32_t skip, RowArray* out) {
   out->data = static_cast<char*>(array.data);
   out->dtype = array.dtype;
   int32_t kept = 0;
@@ -61,7 +61,9 @@ void merge_axes(RowProblem* rows) {
 }
 
 // high + low, where high may be infinite (a loss of +inf) and low then means nothing.
-double value_of(const PairSum& sum) { return std::isfinite(sum.high) ? sum.high + sum.low : sum.high; }
+double value_of(const PairSum& sum) {
+  return std::isfinite(sum.high) ? sum.high + sum.low : sum.high;
+}
 
 PairSum add(const PairSum& a, const PairSum& b) {  // Knuth's two-sum
   const double high = a.high + b.high;
@@ -77,8 +79,7 @@ Plan::Plan(const gce_problem& problem, int32_t max_workers) : kernels_(&kernels(
   set_divisor(problem, validate_elements(problem, rows_, *kernels_));
   kernels_->lay_out(&rows_, kCacheBytes);
   chunks_ = (rows_.rows + rows_.chunk_rows - 1) / rows_.chunk_rows;
-  workers_ = static_cast<int32_t>(
-      std::max<int64_t>(1, std::min<int64_t>(max_workers, chunks_)));
+  workers_ = static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(max_workers, chunks_)));
   allocate();
 }
 
@@ -148,28 +149,26 @@ void Plan::allocate() {
     scratch_ = allocate_aligned<char>(rows_.scratch_bytes * static_cast<size_t>(workers_));
   }
   if (chunks_ > 1) {
-    chunk_sums_ = allocate_aligned<PairSum>(sizeof(PairSum) * static_cast<size_t>(chunks_));
+    more_sums_ = allocate_aligned<PairSum>(sizeof(PairSum) * static_cast<size_t>(chunks_));
   }
 }
 
 void Plan::work(int32_t worker) {
-  char* scratch = scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker)
-                           : nullptr;
-  PairSum* sums = chunk_sums_ ? chunk_sums_.get() : &first_sum_;
+  char* scratch =
+      scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : nullptr;
   for (;;) {
     const int64_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
     if (chunk >= chunks_) return;
     const int64_t begin = chunk * rows_.chunk_rows;
     const int64_t end = std::min(rows_.rows, begin + rows_.chunk_rows);
-    kernels_->run_chunk(rows_, begin, end, scratch, sums + chunk);
+    kernels_->run_chunk(rows_, begin, end, scratch, chunk_sums() + chunk);
   }
 }
 
 void Plan::finish() {
   if (loss_.data == nullptr) return;
-  const PairSum* sums = chunk_sums_ ? chunk_sums_.get() : &first_sum_;
   PairSum total = {0.0, 0.0};
-  for (int64_t chunk = 0; chunk < chunks_; ++chunk) total = add(total, sums[chunk]);
+  for (int64_t chunk = 0; chunk < chunks_; ++chunk) total = add(total, chunk_sums()[chunk]);
   const double loss = divisor_ == 0.0 ? 0.0 : value_of(total) / divisor_;
   char* out = static_cast<char*>(loss_.data);
   if (loss_.dtype == GCE_FLOAT64) {

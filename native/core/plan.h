@@ -31,6 +31,7 @@ class Plan {
   void lay_out_axes(const gce_problem& problem);
   void set_divisor(const gce_problem& problem, double sum_of_weights);
   void allocate();
+  PairSum* chunk_sums() { return more_sums_ ? more_sums_.get() : &first_sum_; }
 
   RowProblem rows_;
   const KernelTable* kernels_;
@@ -40,8 +41,8 @@ class Plan {
   int32_t workers_;
   std::atomic<int64_t> next_chunk_{0};
   std::unique_ptr<char, FreeDeleter> scratch_;
-  std::unique_ptr<PairSum, FreeDeleter> chunk_sums_;  // null: the only one is first_sum_
-  PairSum first_sum_ = {0.0, 0.0};
+  PairSum first_sum_ = {0.0, 0.0};                   // of the losses, where there is one chunk
+  std::unique_ptr<PairSum, FreeDeleter> more_sums_;  // one for each chunk, where there are more
 };
 
 }  // namespace gce

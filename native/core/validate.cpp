@@ -58,8 +58,8 @@ void check_logits(const gce_problem& p) {
     fail(GCE_VALUE_ERROR, "logits has ", logits.ndim, " dimensions, expected 1 to ", GCE_MAX_NDIM);
   }
   if (p.axis < -logits.ndim || p.axis >= logits.ndim) {
-    fail(GCE_VALUE_ERROR, "axis = ", p.axis, ", expected ", -logits.ndim, " <= axis < ", logits.ndim,
-         " for logits of shape ", shape_text(logits));
+    fail(GCE_VALUE_ERROR, "axis = ", p.axis, ", expected ", -logits.ndim, " <= axis < ",
+         logits.ndim, " for logits of shape ", shape_text(logits));
   }
   if (logits.shape[class_axis(p)] < 1) {
     fail(GCE_VALUE_ERROR, "logits has shape ", shape_text(logits),
@@ -134,7 +134,8 @@ void check_options(const gce_problem& p) {
 
 void require_output(const char* name, const gce_array& a, int32_t dtype, const char* like) {
   if (a.dtype != dtype) {
-    fail(GCE_TYPE_ERROR, name, " has dtype ", name_of(a.dtype), ", expected ", name_of(dtype), like);
+    fail(GCE_TYPE_ERROR, name, " has dtype ", name_of(a.dtype), ", expected ", name_of(dtype),
+         like);
   }
   if (a.readonly) fail(GCE_VALUE_ERROR, name, " is read-only, expected a writeable array");
   if (overlaps_itself(a)) {
@@ -156,9 +157,12 @@ void check_grad(const gce_problem& p) {
   const struct {
     const char* name;
     const gce_array& array;
-  } inputs[] = {{"targets", p.targets},           {"gamma", p.gamma},
-                {"threshold", p.threshold},       {"weight", p.weight},
-                {"sample_weight", p.sample_weight}, {"grad_output", p.grad_output}};
+  } inputs[] = {{"targets", p.targets},
+                {"gamma", p.gamma},
+                {"threshold", p.threshold},
+                {"weight", p.weight},
+                {"sample_weight", p.sample_weight},
+                {"grad_output", p.grad_output}};
   for (const auto& input : inputs) {
     if (arrays_overlap(p.grad, input.array)) {
       fail(GCE_VALUE_ERROR, "out overlaps ", input.name, ", expected memory of its own");
@@ -268,8 +272,8 @@ double sum_of_weights(const RowProblem& rows) {
         weight = read_real(rows.weight + target * rows.weight_stride, rows.weight_dtype);
       }
       if (sample.data != nullptr) {
-        weight *= read_real(sample.data + offsets[kSampleWeight] + i * sample.strides[d],
-                            sample.dtype);
+        weight *=
+            read_real(sample.data + offsets[kSampleWeight] + i * sample.strides[d], sample.dtype);
       }
       const double term = weight - lost;
       const double next = sum + term;

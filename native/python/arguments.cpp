@@ -86,7 +86,8 @@ constexpr Option kOptions[] = {
     {"threshold", "0.0", None::kIsAnError, set_threshold, kLosses, "float or array of float",
      "Threshold b on the gradient weight, 0 <= b <= 1: a scalar, or one per row (the shape of\n"
      "`targets`). b = 1 is cross-entropy for every `gamma`."},
-    {"value", "\"primitive\"", None::kIsAnError, set_value, kLosses, "{\"primitive\", \"surrogate\"}",
+    {"value", "\"primitive\"", None::kIsAnError, set_value, kLosses,
+     "{\"primitive\", \"surrogate\"}",
      "``\"primitive\"``: the antiderivative, so that finite differences of the loss give the\n"
      "gradient. ``\"surrogate\"``: ``w_b * -log(p)`` with ``w_b`` held constant, as in the paper.\n"
      "The gradient is the same."},
@@ -97,8 +98,10 @@ constexpr Option kOptions[] = {
     {"ignore_index", "-100", None::kAbsent, set_ignore_index, kLosses | kRowStats, "int or None",
      "Rows with this target have loss 0 and gradient 0 and are not counted by the mean. None: no\n"
      "row is ignored."},
-    {"reduction", "\"mean\"", None::kIsAnError, set_reduction, kLosses, "{\"mean\", \"sum\", \"none\"}",
-     "What is made of the rows' losses. ``\"mean\"`` divides by the sum of the counted rows' weights\n"
+    {"reduction", "\"mean\"", None::kIsAnError, set_reduction, kLosses,
+     "{\"mean\", \"sum\", \"none\"}",
+     "What is made of the rows' losses. ``\"mean\"`` divides by the sum of the counted rows' "
+     "weights\n"
      "(`weight` times `sample_weight`), or by `normalizer`."},
     {"normalizer", "None", None::kAbsent, set_normalizer, kLosses, "float, optional",
      "The divisor of ``reduction=\"mean\"`` in place of the sum of weights; finite, > 0."},
@@ -106,7 +109,8 @@ constexpr Option kOptions[] = {
      "The class axis of `logits`."},
     {"grad_output", "1.0", None::kIsAnError, set_grad_output, kLossAndGrad,
      "float or array of float",
-     "Upstream gradient, multiplies the gradient: a scalar, or with ``reduction=\"none\"`` one per\n"
+     "Upstream gradient, multiplies the gradient: a scalar, or with ``reduction=\"none\"`` one "
+     "per\n"
      "row."},
     {"out", "None", None::kAbsent, set_out, kLossAndGrad, "numpy.ndarray, optional",
      "Receives the gradient and is returned: dtype and shape of `logits`. It may be `logits`\n"
@@ -171,7 +175,8 @@ void prepare_keywords() {
   for (size_t i = 0; i < kOptionCount; ++i) {
     keywords_of_options[i] = PyUnicode_InternFromString(kOptions[i].name);
   }
-  for (int i = 0; i < 3; ++i) keywords_of_positional[i] = PyUnicode_InternFromString(kPositional[i]);
+  for (int i = 0; i < 3; ++i)
+    keywords_of_positional[i] = PyUnicode_InternFromString(kPositional[i]);
 }
 
 void Call::parse(const char* function, Takes takes, PyObject* const* args, Py_ssize_t positional,
@@ -203,7 +208,8 @@ void Call::parse(const char* function, Takes takes, PyObject* const* args, Py_ss
   }
   for (int i = 0; i < expected; ++i) {
     if (given[i] == nullptr) {
-      PyErr_Format(PyExc_TypeError, "%s() missing required argument '%s'", function, kPositional[i]);
+      PyErr_Format(PyExc_TypeError, "%s() missing required argument '%s'", function,
+                   kPositional[i]);
       throw PythonError();
     }
     set_positional(this, i, given[i]);
@@ -236,7 +242,8 @@ std::string parameters_of(Takes takes) {
   std::string text;
   for (const Option& option : kOptions) {
     if ((option.takes & takes) == 0) continue;
-    text += std::string(option.name) + " : " + option.type + ", default " + option.default_text + "\n    ";
+    text += std::string(option.name) + " : " + option.type + ", default " + option.default_text +
+            "\n    ";
     for (const char* c = option.documentation; *c != '\0'; ++c) {
       text += *c;
       if (*c == '\n') text += "    ";

@@ -83,8 +83,7 @@ void View::set(const char* name, PyObject* object, Kind kind) {
     array = {&scalar, nullptr, nullptr, 0, GCE_FLOAT64, 0};
     return;
   }
-  owner = PyArray_Check(object) ? Ref(Py_NewRef(object))
-                                : checked(PyArray_FROM_O(object));
+  owner = PyArray_Check(object) ? Ref(Py_NewRef(object)) : checked(PyArray_FROM_O(object));
   const int32_t dtype = dtype_of(owner.array());
   const bool is_float = dtype >= 0 && dtype <= GCE_FLOAT64;
   if (kind == Kind::kReal && !is_float && is_convertible_to_float64(owner.array())) {
@@ -108,15 +107,15 @@ void View::set_output(const char* name, PyObject* object) {
   fill(owner.array(), dtype, &array);
 }
 
-Ref new_like(PyArrayObject* like) { return checked(PyArray_NewLikeArray(like, NPY_KEEPORDER, nullptr, 0)); }
+Ref new_like(PyArrayObject* like) {
+  return checked(PyArray_NewLikeArray(like, NPY_KEEPORDER, nullptr, 0));
+}
 
 Ref new_rows(PyArrayObject* like, int typenum) {
   return checked(PyArray_SimpleNew(PyArray_NDIM(like), PyArray_DIMS(like), typenum));
 }
 
-void view_output(PyArrayObject* array, View* view) {
-  fill(array, dtype_of(array), &view->array);
-}
+void view_output(PyArrayObject* array, View* view) { fill(array, dtype_of(array), &view->array); }
 
 int loss_typenum(const gce_array& logits) {
   return logits.dtype == GCE_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT;

@@ -1,5 +1,7 @@
 #include "docs.h"
 
+// clang-format off: a string literal is a line of the docstring.
+
 namespace gce_python {
 namespace {
 

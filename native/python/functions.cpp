@@ -47,7 +47,8 @@ void run(const Call& call) {
 // A number for the loss of a reduction, an array of the targets' shape for "none".
 Ref new_loss(Call* call, View* view) {
   const int typenum = loss_typenum(call->problem.logits);
-  const bool per_row = call->problem.reduction == GCE_REDUCTION_NONE && call->targets.array.ndim > 0;
+  const bool per_row =
+      call->problem.reduction == GCE_REDUCTION_NONE && call->targets.array.ndim > 0;
   Ref loss = per_row ? new_rows(call->targets.owner.array(), typenum)
                      : Ref(PyArray_SimpleNew(0, nullptr, typenum));
   if (loss.get() == nullptr) throw PythonError();

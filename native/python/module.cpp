@@ -71,21 +71,23 @@ PYBIND11_MODULE(_native, m) {
     gce_python::add_ufuncs(m.ptr());
   });
 
-  m.def("get_num_threads", &gce_python::num_threads,
-        "Threads that a call may use.\n\n"
-        "The value of `set_num_threads`, else of the environment variable GCE_NUM_THREADS, else of\n"
-        "OMP_NUM_THREADS, else the number of CPUs that the process may use.\n\n"
-        "Returns\n-------\nint\n\nRaises\n------\nValueError\n"
-        "    GCE_NUM_THREADS is set to something else than an integer >= 1.\n\n"
-        "Examples\n--------\n>>> import gce\n>>> gce.get_num_threads() >= 1\nTrue\n");
-  m.def("set_num_threads", &set_num_threads, py::arg("num_threads"),
-        "Set how many threads a call may use from now on, in this process.\n\n"
-        "No result depends on it, not in one bit. Small calls stay on the caller's thread anyway.\n\n"
-        "Parameters\n----------\nnum_threads : int\n    At least 1.\n\n"
-        "Raises\n------\nValueError\n    `num_threads` is below 1.\n\n"
-        "Examples\n--------\n>>> import gce\n>>> before = gce.get_num_threads()\n"
-        ">>> gce.set_num_threads(2)\n>>> gce.get_num_threads()\n2\n"
-        ">>> gce.set_num_threads(before)\n");
+  m.def(
+      "get_num_threads", &gce_python::num_threads,
+      "Threads that a call may use.\n\n"
+      "The value of `set_num_threads`, else of the environment variable GCE_NUM_THREADS, else of\n"
+      "OMP_NUM_THREADS, else the number of CPUs that the process may use.\n\n"
+      "Returns\n-------\nint\n\nRaises\n------\nValueError\n"
+      "    GCE_NUM_THREADS is set to something else than an integer >= 1.\n\n"
+      "Examples\n--------\n>>> import gce\n>>> gce.get_num_threads() >= 1\nTrue\n");
+  m.def(
+      "set_num_threads", &set_num_threads, py::arg("num_threads"),
+      "Set how many threads a call may use from now on, in this process.\n\n"
+      "No result depends on it, not in one bit. Small calls stay on the caller's thread anyway.\n\n"
+      "Parameters\n----------\nnum_threads : int\n    At least 1.\n\n"
+      "Raises\n------\nValueError\n    `num_threads` is below 1.\n\n"
+      "Examples\n--------\n>>> import gce\n>>> before = gce.get_num_threads()\n"
+      ">>> gce.set_num_threads(2)\n>>> gce.get_num_threads()\n2\n"
+      ">>> gce.set_num_threads(before)\n");
 
   m.def("isa_name", &isa_in_use, "Name of the instruction set in use.");
   m.def("available_isas", [] { return isas(true); }, "Compiled in and on this CPU, best first.");

@@ -27,9 +27,8 @@ void run_loop(char** args, const npy_intp* dimensions, const npy_intp* steps, vo
   std::fenv_t environment;
   std::feholdexcept(&environment);
   int64_t out_of_range = 0;
-  const gce_status status =
-      gce_pointwise(loop->op, loop->dtype, dimensions[0], args,
-                    reinterpret_cast<const int64_t*>(steps), &out_of_range);
+  const gce_status status = gce_pointwise(loop->op, loop->dtype, dimensions[0], args,
+                                          reinterpret_cast<const int64_t*>(steps), &out_of_range);
   std::fesetenv(&environment);
   if (out_of_range > 0) std::feraiseexcept(FE_INVALID);
   if (status != GCE_OK) {

@@ -1,4 +1,4 @@
-"""Fit the polynomials of the kernels and print them as the C++ of ``core/kernels/polynomials.inc.h``.
+"""Fit the polynomials of the kernels and print them as C++.
 
     python native/tools/polynomials.py > native/core/kernels/polynomials.inc.h
 
@@ -6,7 +6,8 @@
   constant is 1 and the others are rounded one at a time, each time fitting the rest anew by linear
   programming; for double the Chebyshev fit at 60 digits is far below half an ulp as it is.
 * ``expm1``: Chebyshev fit of (e**x - 1)/x.
-* ``log``: with s = f/(2 + f), log(1 + f) = 2s + s z R(z), z = s**2, for 1 + f in [sqrt(1/2), sqrt(2)].
+* ``log``: with s = f/(2 + f), log(1 + f) = 2s + s z R(z), z = s**2, for 1 + f from sqrt(1/2)
+  to sqrt(2).
 
 Needs mpmath, numpy and scipy (the project's dependency group "dev").
 """
@@ -80,20 +81,19 @@ def declare(name: str, scalar: str, coefficients: list[float], comment: str) -> 
 
 
 def main() -> None:
-    print("// Written by native/tools/polynomials.py; constant term first. Included by ../kernels.inc.h.\n")
+    print("// Written by native/tools/polynomials.py; constant term first.")
+    print("// Included by ../kernels.inc.h.\n// clang-format off\n")
     print("namespace gce {\nnamespace {\n")
     for where, low, high in (("Centered", -0.5, 0.5), ("Positive", 0.0, 1.0)):
         for scalar, degree in (("float", 5), ("double", 11)):
             fit = fit_exp2_float if scalar == "float" else fit_exp2_double
             coefficients = fit(degree, low, high)
             error = largest_relative_error(coefficients, low, high)
-            declare(
-                f"kExp2{where}{'F32' if scalar == 'float' else 'F64'}",
-                scalar,
-                coefficients,
-                f"2^t on [{low}, {high}]: largest relative error {error:.2g}, before rounding in use.",
-            )
-    declare("kLog", "double", fit_log(6), "R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f).")
+            name = f"kExp2{where}{'F32' if scalar == 'float' else 'F64'}"
+            comment = f"2^t on [{low}, {high}]: largest relative error {error:.2g} before rounding."
+            declare(name, scalar, coefficients, comment)
+    comment = "R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f)."
+    declare("kLog", "double", fit_log(6), comment)
     declare("kExpm1", "double", fit_expm1(12), "(e^x - 1)/x on [-1/2, 1/2].")
     print("}  // namespace\n}  // namespace gce")
 

@@ -8,7 +8,8 @@ constexpr int64_t kFewClasses = 32;        // up to here a tile of rows is trans
 constexpr int64_t kMostPanelClasses = 64;  // the same where a row is not contiguous anyway
 constexpr int64_t kTileBytes = 131072;     // logits of a tile: they stay in L2 between the passes
 constexpr int64_t kChunkElements = 65536;
-constexpr int64_t kFewestNeighbours = 8;  // rows in a contiguous run that are worth lanes of their own
+constexpr int64_t kFewestNeighbours =
+    8;  // rows in a contiguous run that are worth lanes of their own
 constexpr int64_t kLargestFloatIndex = 1 << 24;
 
 inline size_t round_up(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
@@ -34,7 +35,8 @@ void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   const int64_t size = static_cast<int64_t>(sizeof(Storage));
   const int64_t row_bytes = p->classes * size;
   p->layout = choose_layout<Storage>(*p);
-  p->stream_grad = p->arrays[kGrad].data != nullptr && p->arrays[kGrad].data != p->arrays[kLogits].data &&
+  p->stream_grad = p->arrays[kGrad].data != nullptr &&
+                   p->arrays[kGrad].data != p->arrays[kLogits].data &&
                    p->rows * row_bytes > cache_bytes;
   p->tile_rows = kMaxTileRows;
   p->scratch_bytes = 0;
@@ -72,10 +74,10 @@ class Chunk {
       : p_(problem), cursor_(problem, begin), left_(end - begin), scratch_(scratch) {}
 
   PairSum run() {
-    const EpilogueNeeds needs = {p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
-                                 p_.arrays[kLogsumexp].data != nullptr ||
-                                     p_.arrays[kTargetLogProb].data != nullptr,
-                                 p_.value == GCE_VALUE_SURROGATE};
+    const EpilogueNeeds needs = {
+        p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
+        p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
+        p_.value == GCE_VALUE_SURROGATE};
     WideSum<F64> loss_sum;
     for (; left_ > 0; left_ -= tile_.rows) {
       const RowCursor at_start = cursor_;
@@ -221,7 +223,8 @@ void run_chunk(const RowProblem& p, int64_t begin, int64_t end, char* scratch, P
 #define GCE_TEXT(a) GCE_TEXT_(a)
 
 const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
-  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out, run_chunk, check_targets, pointwise};
+  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out, run_chunk, check_targets,
+                                    pointwise};
   return &table;
 }
 

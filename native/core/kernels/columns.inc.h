@@ -153,7 +153,7 @@ void column_grad(const Panel<Storage>& z, int64_t classes, const Tile<Storage>& 
   for (int64_t r = 0; r < tile.rows; r += L) {
     const int64_t n = tile.rows - r < L ? tile.rows - r : L;
     const GradTerms<Vector> terms = {load(tile.shift + r), load(tile.reference + r),
-                                     load(tile.grad_factor + r)};
+                                     load(tile.grad_factor + r), load(tile.grad_floor + r)};
     if (all(terms.shift == terms.shift - terms.shift)) {  // all 0
       column_grad_of_rows<false>(z, r, n, classes, terms, out);
     } else {

@@ -21,8 +21,8 @@ struct TargetProb {
 // log p from whichever of p and 1 - p is not near 1.
 inline F64 log_prob(const TargetProb& t, F64 log_p_if_small) {
   const F64 half = broadcast(0.5);
-  return select(t.one_minus_p < half, log_one_minus(select(t.one_minus_p < half, t.one_minus_p, half)),
-                log_p_if_small);
+  return select(t.one_minus_p < half,
+                log_one_minus(select(t.one_minus_p < half, t.one_minus_p, half)), log_p_if_small);
 }
 
 // -log(gamma + d p) / d; at d = 0 its limit 1 - p. Not for gamma = 0, where p may have underflowed.
@@ -68,15 +68,15 @@ struct TargetStats {
 
 inline TargetStats target_stats(F64 x, F64 exponential, F64 sum_high, F64 sum_low, F64 gamma) {
   const F64 zero = broadcast(0.0);
-  // The exponential as the sum has it, so that what the two share cancels; computed anew where it is so
-  // small that it may have underflowed and is nothing to the sum.
+  // A target that may be most of the sum is taken as the sum has it, so that in 1 - p their common error
+  // cancels; a smaller one is computed anew in double, as its x in float had an error that grows with |x|.
   const F64 floor = broadcast(-2040.0);
   const F64 bounded = max(floor, x);  // keeps NaN
-  const Mask64 tiny = x < broadcast(-64.0);
+  const Mask64 small = x < broadcast(-2.0);
   const F64 whole = ceil(bounded);
   const F64 anew = exp2(bounded - whole);
-  const F64 exponent = select(tiny, whole, zero);
-  const F64 numerator = select(tiny, anew, exponential);
+  const F64 exponent = select(small, whole, zero);
+  const F64 numerator = select(small, anew, exponential);
   const F64 sum = sum_high + sum_low;
   const F64 rest = max(zero, (sum_high - scale_by_integer(numerator, exponent)) + sum_low);
   TargetStats stats;
@@ -105,6 +105,20 @@ void target_terms(const Tile<Storage>& tile, int64_t rows, double* logit, double
   }
 }
 
+// The exponent below which a row's gradients are set to 0, for factor times 2^exponent: there they would
+// be subnormal, which is slow and no use, as long as what is lost is below 2^-32 of the gradient weight.
+// Rows of a smaller weight keep their subnormal gradients.
+template <class Vector>
+inline F64 grad_floor(F64 factor) {
+  constexpr double kNormal = static_cast<double>(NormalExponent<Vector>::kValue);
+  const F64 zero = broadcast(0.0);
+  const F64 normal = broadcast(kNormal);
+  const F64 magnitude = max(max(factor, zero - factor), broadcast(0x1p-1022));
+  const F64 exact = normal - exponent_of(magnitude);
+  const F64 most = broadcast(-32.0);
+  return max(normal, select(exact < most, exact, most));
+}
+
 struct EpilogueNeeds {
   bool loss;
   bool statistics;
@@ -118,8 +132,9 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
   using Scalar = typename Tile<Storage>::Scalar;
   constexpr int64_t kSize = Tile<Storage>::kSize;
   constexpr double kLog2E = static_cast<double>(Log2E<Vector>::kValue);
+  constexpr double kLn2 = 0.69314718055994530942;
   const F64 to_natural = broadcast(1.0 / kLog2E);
-  const F64 stretch = broadcast(1.4426950408889634074 / kLog2E);  // see Log2E
+  const F64 stretch = broadcast(1.0 / kLn2 / kLog2E);  // undoes the rounding of Log2E
   const F64 zero = broadcast(0.0);
 
   double logit[kSize];
@@ -127,6 +142,7 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
   double exponential[kSize];
   double counted[kSize] = {};
   double factor[kSize];
+  double floor[kSize];
   double at_target[kSize];
   const int64_t rows = (tile->rows + Vector::kLanes - 1) / Vector::kLanes * Vector::kLanes;
   target_terms(*tile, rows, logit, reference, exponential);
@@ -141,7 +157,7 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
     const F64 sum_low = load(tile->sum_low + r);
     const F64 sum = sum_high + sum_low;
     const Mask64 ignored = load(counted + r) == zero;
-    const F64 x = fused_mul_sub(load(logit + r), broadcast(kLog2E), k);
+    const F64 x = fused_mul_sub(load(logit + r), broadcast(kLog2E), k) * stretch;
     const TargetStats stats = target_stats(x, load(exponential + r), sum_high, sum_low, gamma);
     const F64 weight = grad_weight(stats.gamma_over_p, gamma, b);
 
@@ -150,7 +166,7 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
       F64 log_p = zero;
       if (needs.statistics || needs.surrogate || any(gamma == zero) || any(zero < b)) {
         log_sum = log(sum) * stretch;
-        log_p = log_prob(stats.prob, mul_add(x, to_natural, zero - log_sum));
+        log_p = log_prob(stats.prob, mul_add(x, broadcast(kLn2), zero - log_sum));
       }
       const F64 loss = needs.surrogate ? surrogate_loss(log_p, weight)
                                        : primitive_loss(stats.prob, log_p, gamma, b);
@@ -163,13 +179,16 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
     }
 
     const F64 slope = weight * row_weight * load(tile->upstream + r);
-    store(factor + r, slope / sum);
+    const F64 grad_factor = slope / sum;
+    store(factor + r, grad_factor);
+    store(floor + r, grad_floor<Vector>(grad_factor));
     store(at_target + r, zero - slope * stats.prob.one_minus_p);
   }
 
   Scalar target_grad[kSize];
   for (int64_t r = 0; r < rows; ++r) {
     tile->grad_factor[r] = static_cast<Scalar>(factor[r]);
+    tile->grad_floor[r] = static_cast<Scalar>(floor[r]);
     target_grad[r] = static_cast<Scalar>(at_target[r]);
   }
   for (int64_t r = 0; r < rows; r += Vector::kLanes) {

@@ -25,7 +25,7 @@ struct Log2E<F64> {
   static constexpr double kValue = 0x1.71547652b82fep+0;
 };
 
-constexpr double kLn2High = 0x1.62e42fefa0000p-1;   // 33 bits: exact times any exponent
+constexpr double kLn2High = 0x1.62e42fefa0000p-1;  // 33 bits: exact times any exponent
 constexpr double kLn2Low = 0x1.cf79abc9e3b39p-40;
 
 inline void store_as_double(double* p, F32 x) {
@@ -49,17 +49,40 @@ inline Vector horner(Vector t, const typename Vector::Scalar* coefficients) {
   return sum;
 }
 
-// 2^x for x <= 1, the inner loop of everything: relative error 2^-23 (float), 2^-52 (double).
-// 2^integer is exact, 2^-inf = 0, NaN stays NaN.
-inline F32 exp2(F32 x) {
+// The smallest x for which 2^x is a normal number.
+template <class Vector>
+struct NormalExponent;
+template <>
+struct NormalExponent<F32> {
+  static constexpr float kValue = -126.0f;
+};
+template <>
+struct NormalExponent<F64> {
+  static constexpr double kValue = -1022.0;
+};
+
+template <class Vector>
+inline Vector normal_exponent() {
+  return broadcast(NormalExponent<Vector>::kValue);
+}
+
+// 2^x for floor <= x <= 1 and +0 for x < floor, the inner loop of everything: relative error 2^-23
+// (float), 2^-52 (double). 2^integer is exact, NaN stays NaN. A floor of at least normal_exponent keeps
+// subnormal numbers, on which arithmetic can be a hundred times slower, out of the loops.
+inline F32 exp2(F32 x, F32 floor) {
   const Split32 parts = split(x);
   return scale(horner<5>(parts.fraction, kFractionIsPositive ? kExp2PositiveF32 : kExp2CenteredF32),
-               parts);
+               parts, not_less(x, floor));
 }
-inline F64 exp2(F64 x) {
+inline F64 exp2(F64 x, F64 floor) {
   const Split64 parts = split(x);
-  return scale(horner<11>(parts.fraction, kFractionIsPositive ? kExp2PositiveF64 : kExp2CenteredF64),
-               parts);
+  return scale(
+      horner<11>(parts.fraction, kFractionIsPositive ? kExp2PositiveF64 : kExp2CenteredF64), parts,
+      not_less(x, floor));
+}
+template <class Vector>
+inline Vector exp2(Vector x) {
+  return exp2(x, normal_exponent<Vector>());
 }
 
 // log(x) for x > 0, subnormal and +inf too: error below 1.5 ulp, and relative error of that size near 1.

@@ -43,8 +43,7 @@ inline F64 pointwise_loss(F64 l, F64 gamma, F64 b) {
 
 inline F64 pointwise_grad_weight(F64 l, F64 gamma, F64 b) {
   const Exponential e = exponential_of(l);
-  const F64 gamma_over_p =
-      scale_by_integer(gamma / e.mantissa, broadcast(0.0) - e.exponent);
+  const F64 gamma_over_p = scale_by_integer(gamma / e.mantissa, broadcast(0.0) - e.exponent);
   return grad_weight(gamma_over_p, gamma, b);
 }
 
@@ -81,7 +80,8 @@ int64_t pointwise_loop(gce_pointwise_op op, int64_t n, char* const* args, const 
     for (int64_t i = 0; i < count; ++i) {
       for (int a = 0; a < inputs; ++a) {
         const char* element = args[a] + (start + i) * strides[a];
-        const double x = a == 0 ? static_cast<double>(read<Scalar>(element)) : read<double>(element);
+        const double x =
+            a == 0 ? static_cast<double>(read<Scalar>(element)) : read<double>(element);
         const bool bad = a > 0 && (x < 0.0 || x > 1.0);
         out_of_range += bad;
         in[a][i] = bad ? nan : x;
@@ -99,7 +99,8 @@ int64_t pointwise_loop(gce_pointwise_op op, int64_t n, char* const* args, const 
     }
     for (int64_t i = 0; i < count; ++i) {
       const bool is_nan = in[0][i] != in[0][i] || in[1][i] != in[1][i] || in[2][i] != in[2][i];
-      write(args[inputs] + (start + i) * strides[inputs], static_cast<Scalar>(is_nan ? nan : out[i]));
+      write(args[inputs] + (start + i) * strides[inputs],
+            static_cast<Scalar>(is_nan ? nan : out[i]));
     }
   }
   return out_of_range;

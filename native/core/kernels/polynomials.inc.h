@@ -1,9 +1,11 @@
-// Written by native/tools/polynomials.py; constant term first. Included by ../kernels.inc.h.
+// Written by native/tools/polynomials.py; constant term first.
+// Included by ../kernels.inc.h.
+// clang-format off
 
 namespace gce {
 namespace {
 
-// 2^t on [-0.5, 0.5]: largest relative error 9.3e-08, before rounding in use.
+// 2^t on [-0.5, 0.5]: largest relative error 9.3e-08 before rounding.
 constexpr float kExp2CenteredF32[] = {
     0x1.0000000000000p+0f,
     0x1.62e42a0000000p-1f,
@@ -13,7 +15,7 @@ constexpr float kExp2CenteredF32[] = {
     0x1.5bda400000000p-10f,
 };
 
-// 2^t on [-0.5, 0.5]: largest relative error 2e-17, before rounding in use.
+// 2^t on [-0.5, 0.5]: largest relative error 2e-17 before rounding.
 constexpr double kExp2CenteredF64[] = {
     0x1.0000000000000p+0,
     0x1.62e42fefa39efp-1,
@@ -29,7 +31,7 @@ constexpr double kExp2CenteredF64[] = {
     0x1.e9ec1fcb69a7fp-32,
 };
 
-// 2^t on [0.0, 1.0]: largest relative error 8.2e-08, before rounding in use.
+// 2^t on [0.0, 1.0]: largest relative error 8.2e-08 before rounding.
 constexpr float kExp2PositiveF32[] = {
     0x1.0000000000000p+0f,
     0x1.62e4ba0000000p-1f,
@@ -39,7 +41,7 @@ constexpr float kExp2PositiveF32[] = {
     0x1.e969120000000p-10f,
 };
 
-// 2^t on [0.0, 1.0]: largest relative error 1.4e-17, before rounding in use.
+// 2^t on [0.0, 1.0]: largest relative error 1.4e-17 before rounding.
 constexpr double kExp2PositiveF64[] = {
     0x1.0000000000000p+0,
     0x1.62e42fefa39fap-1,

@@ -58,8 +58,7 @@ void block_sum_exp(const Storage* z, int64_t n, Vector shift, Vector reference,
     Vector e[kGroup];
     for (int u = 0; u < kGroup; ++u) {
       prefetch(z + v + u * L + kBlock);  // the next block, while this one keeps the ALUs busy
-      e[u] = exp2(
-          fused_mul_sub(load_shifted<kShifted>(z + v + u * L, shift), log2e, reference));
+      e[u] = exp2(fused_mul_sub(load_shifted<kShifted>(z + v + u * L, shift), log2e, reference));
     }
     sums->add((e[0] + e[1]) + (e[2] + e[3]));
   }
@@ -70,9 +69,9 @@ void block_sum_exp(const Storage* z, int64_t n, Vector shift, Vector reference,
       e[u] = broadcast(static_cast<typename Vector::Scalar>(0));
       continue;
     }
-    const Vector x = v + L <= n
-                         ? load_shifted<kShifted>(z + v, shift)
-                         : load_first_shifted<kShifted>(z + v, n - v, minus_infinity<Vector>(), shift);
+    const Vector x =
+        v + L <= n ? load_shifted<kShifted>(z + v, shift)
+                   : load_first_shifted<kShifted>(z + v, n - v, minus_infinity<Vector>(), shift);
     e[u] = exp2(fused_mul_sub(x, log2e, reference));
   }
   sums->add((e[0] + e[1]) + (e[2] + e[3]));
@@ -108,8 +107,7 @@ int64_t first_nan(const Storage* z, int64_t n) {
   return -1;
 }
 
-template <bool kShifted, class Storage,
-          class Vector = typename ComputeOf<Storage>::Vector>
+template <bool kShifted, class Storage, class Vector = typename ComputeOf<Storage>::Vector>
 RowSum<Vector> row_sum_exp(const Storage* z, int64_t classes, typename Vector::Scalar shift_by,
                            int64_t* argmax) {
   using Scalar = typename Vector::Scalar;
@@ -142,7 +140,8 @@ void row_stats(const Storage* z, int64_t classes, bool want_argmax, int64_t r,
   using Scalar = typename Tile<Storage>::Scalar;
   tile->argmax[r] = 0;
   tile->shift[r] = 0;
-  RowSum<Vector> row = row_sum_exp<false>(z, classes, Scalar(0), want_argmax ? &tile->argmax[r] : nullptr);
+  RowSum<Vector> row =
+      row_sum_exp<false>(z, classes, Scalar(0), want_argmax ? &tile->argmax[r] : nullptr);
   if (!is_unshifted_range(row.maximum)) {
     tile->shift[r] = row.maximum;
     row = row_sum_exp<true>(z, classes, row.maximum, nullptr);
@@ -161,11 +160,13 @@ struct GradTerms {
   Vector shift;
   Vector reference;
   Vector factor;
+  Vector floor;
 };
 
 template <class Vector>
 inline Vector grad_of(Vector z, const GradTerms<Vector>& terms) {
-  return exp2(fused_mul_sub(z, broadcast(Log2E<Vector>::kValue), terms.reference)) * terms.factor;
+  const Vector x = fused_mul_sub(z, broadcast(Log2E<Vector>::kValue), terms.reference);
+  return exp2(x, terms.floor) * terms.factor;
 }
 
 template <bool kShifted, bool kStream, class Storage, class Vector>
@@ -214,7 +215,7 @@ void row_grad_of_tile(const Storage* z, int64_t classes, bool may_stream, int64_
     return;
   }
   const GradTerms<Vector> terms = {broadcast(tile.shift[r]), broadcast(tile.reference[r]),
-                                   broadcast(tile.grad_factor[r])};
+                                   broadcast(tile.grad_factor[r]), broadcast(tile.grad_floor[r])};
   const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Storage) == 0;
   if (tile.shift[r] != 0) {
     row_grad<true, false>(z, classes, terms, out);

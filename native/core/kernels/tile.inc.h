@@ -30,11 +30,13 @@ struct Tile {
   double sum_low[kSize];
   int64_t argmax[kSize];
 
-  // from the epilogue: grad_v = grad_factor 2^(...) as above, but target_grad at the target
+  // from the epilogue: grad_v = grad_factor 2^(...) as above where the exponent is at least grad_floor,
+  // else 0; but target_grad at the target
   double loss[kSize];
   double target_log_prob[kSize];
   double logsumexp[kSize];
   Scalar grad_factor[kSize];
+  Scalar grad_floor[kSize];
   Storage target_grad[kSize];
 
   // The arrays are padded to whole vectors: every lane must hold a number from the start.
@@ -47,9 +49,7 @@ struct Tile {
 class RowCursor {
  public:
   RowCursor(const RowProblem& problem, int64_t row) : problem_(problem) {
-    for (int a = 0; a < kRowArrayCount; ++a) {
-      offset_[a] = 0;
-    }
+    for (int64_t& offset : offset_) offset = 0;
     for (int d = problem.ndim - 1; d >= 0; --d) {
       index_[d] = row % problem.shape[d];
       row /= problem.shape[d];

@@ -49,6 +49,8 @@ inline F64 ceil(F64 a) { return {_mm256_round_pd(a.v, _MM_FROUND_TO_POS_INF | _M
 // --- comparison, selection -----------------------------------------------------------------------
 inline Mask32 operator<(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 inline Mask64 operator<(F64 a, F64 b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ)}; }
+inline Mask32 not_less(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ)}; }
+inline Mask64 not_less(F64 a, F64 b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_NLT_UQ)}; }
 inline Mask32 operator==(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
 inline Mask64 operator==(F64 a, F64 b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
 inline F32 select(Mask32 m, F32 yes, F32 no) { return {_mm256_blendv_ps(no.v, yes.v, m.m)}; }
@@ -127,8 +129,7 @@ inline __m128i to_float16(F32 x) {
 inline __m128i to_bfloat16(F32 x) {
   const __m256i bits = _mm256_castps_si256(x.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
   const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
@@ -183,15 +184,13 @@ struct Split64 {
 };
 inline Split32 split(F32 x) {
   const F32 magic = broadcast(kMagic32);
-  const F32 clamped = max(broadcast(-127.0f), x);  // keeps NaN
-  const F32 shifted = clamped + magic;
-  return {clamped - (shifted - magic), shifted};
+  const F32 shifted = x + magic;
+  return {x - (shifted - magic), shifted};
 }
 inline Split64 split(F64 x) {
   const F64 magic = broadcast(kMagic64);
-  const F64 clamped = max(broadcast(-1023.0), x);
-  const F64 shifted = clamped + magic;
-  return {clamped - (shifted - magic), shifted};
+  const F64 shifted = x + magic;
+  return {x - (shifted - magic), shifted};
 }
 inline F32 power_of_two(F32 shifted) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23))};
@@ -199,8 +198,12 @@ inline F32 power_of_two(F32 shifted) {
 inline F64 power_of_two(F64 shifted) {
   return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52))};
 }
-inline F32 scale(F32 x, Split32 s) { return x * power_of_two(s.shifted); }
-inline F64 scale(F64 x, Split64 s) { return x * power_of_two(s.shifted); }
+inline F32 scale(F32 x, Split32 s, Mask32 alive) {
+  return {_mm256_and_ps((x * power_of_two(s.shifted)).v, alive.m)};
+}
+inline F64 scale(F64 x, Split64 s, Mask64 alive) {
+  return {_mm256_and_pd((x * power_of_two(s.shifted)).v, alive.m)};
+}
 // In two halves, because 2^n itself may overflow or vanish where x 2^n does not.
 inline F64 scale_by_integer(F64 x, F64 n) {
   const F64 magic = broadcast(kMagic64);

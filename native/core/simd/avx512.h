@@ -57,6 +57,8 @@ inline Mask32 operator<(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CM
 inline Mask64 operator<(F64 a, F64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)}; }
 inline Mask32 operator==(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 inline Mask64 operator==(F64 a, F64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline Mask32 not_less(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ)}; }
+inline Mask64 not_less(F64 a, F64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_NLT_UQ)}; }
 inline F32 select(Mask32 m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
 inline F64 select(Mask64 m, F64 yes, F64 no) { return {_mm512_mask_blend_pd(m.m, no.v, yes.v)}; }
 inline bool any(Mask32 m) { return m.m != 0; }
@@ -160,8 +162,12 @@ struct Split64 {
 };
 inline Split32 split(F32 x) { return {{_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | 8)}, x}; }
 inline Split64 split(F64 x) { return {{_mm512_reduce_pd(x.v, _MM_FROUND_TO_NEG_INF | 8)}, x}; }
-inline F32 scale(F32 x, Split32 s) { return {_mm512_scalef_ps(x.v, s.exponent.v)}; }
-inline F64 scale(F64 x, Split64 s) { return {_mm512_scalef_pd(x.v, s.exponent.v)}; }
+inline F32 scale(F32 x, Split32 s, Mask32 alive) {
+  return {_mm512_maskz_scalef_ps(alive.m, x.v, s.exponent.v)};
+}
+inline F64 scale(F64 x, Split64 s, Mask64 alive) {
+  return {_mm512_maskz_scalef_pd(alive.m, x.v, s.exponent.v)};
+}
 inline F64 scale_by_integer(F64 x, F64 n) { return {_mm512_scalef_pd(x.v, n.v)}; }
 inline F64 exponent_of(F64 x) { return {_mm512_getexp_pd(x.v)}; }
 inline F64 mantissa_of(F64 x) {

@@ -8,7 +8,8 @@
 #define GCE_ISA baseline
 
 #if defined(__GNUC__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // on machines without vectors; nothing here crosses an ABI
+#pragma GCC diagnostic ignored \
+    "-Wpsabi"  // on machines without vectors; nothing here crosses an ABI
 #endif
 
 namespace gce {
@@ -21,7 +22,7 @@ using Int64X2 = int64_t __attribute__((vector_size(16)));
 using UInt32X4 = uint32_t __attribute__((vector_size(16)));
 using UInt64X2 = uint64_t __attribute__((vector_size(16)));
 using UInt16X4 = uint16_t __attribute__((vector_size(8)));
-using FloatX2 = float __attribute__((vector_size(8)));
+using DoubleX4 = double __attribute__((vector_size(32)));
 
 struct F32 {
   using Scalar = float;
@@ -56,6 +57,8 @@ inline F64 mul_add(F64 a, F64 b, F64 c) { return a * b + c; }
 // --- comparison, selection -----------------------------------------------------------------------
 inline Mask32 operator<(F32 a, F32 b) { return {reinterpret_cast<Int32X4>(a.v < b.v)}; }
 inline Mask64 operator<(F64 a, F64 b) { return {reinterpret_cast<Int64X2>(a.v < b.v)}; }
+inline Mask32 not_less(F32 a, F32 b) { return {~reinterpret_cast<Int32X4>(a.v < b.v)}; }
+inline Mask64 not_less(F64 a, F64 b) { return {~reinterpret_cast<Int64X2>(a.v < b.v)}; }
 inline Mask32 operator==(F32 a, F32 b) { return {reinterpret_cast<Int32X4>(a.v == b.v)}; }
 inline Mask64 operator==(F64 a, F64 b) { return {reinterpret_cast<Int64X2>(a.v == b.v)}; }
 inline F32 select(Mask32 m, F32 yes, F32 no) {
@@ -96,15 +99,18 @@ inline F64 ceil(F64 a) {
 }
 
 // --- conversion ----------------------------------------------------------------------------------
+// By way of a vector of four doubles, never kept: GCC converts vectors of eight bytes lane by lane.
 inline F64 widen_low(F32 x) {
-  return {__builtin_convertvector(__builtin_shufflevector(x.v, x.v, 0, 1), DoubleX2)};
+  const DoubleX4 all = __builtin_convertvector(x.v, DoubleX4);
+  return {__builtin_shufflevector(all, all, 0, 1)};
 }
 inline F64 widen_high(F32 x) {
-  return {__builtin_convertvector(__builtin_shufflevector(x.v, x.v, 2, 3), DoubleX2)};
+  const DoubleX4 all = __builtin_convertvector(x.v, DoubleX4);
+  return {__builtin_shufflevector(all, all, 2, 3)};
 }
 inline F32 narrow(F64 low, F64 high) {
-  return {__builtin_shufflevector(__builtin_convertvector(low.v, FloatX2),
-                                  __builtin_convertvector(high.v, FloatX2), 0, 1, 2, 3)};
+  const DoubleX4 all = __builtin_shufflevector(low.v, high.v, 0, 1, 2, 3);
+  return {__builtin_convertvector(all, FloatX4)};
 }
 
 // --- a b - c without FMA -------------------------------------------------------------------------
@@ -124,10 +130,8 @@ inline F64 fused_mul_sub(F64 a, F64 b, F64 c) {
   const F64 a_low = a - a_high;
   const F64 b_low = b - b_high;
   const F64 product = a * b;
-  const F64 error =
-      ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
-  const Int64X2 known =
-      (error == error).m & reinterpret_cast<Int64X2>(error.v);
+  const F64 error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+  const Int64X2 known = (error == error).m & reinterpret_cast<Int64X2>(error.v);
   return (product - c) + F64{reinterpret_cast<DoubleX2>(known)};
 }
 
@@ -241,7 +245,8 @@ inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // --- powers of two -------------------------------------------------------------------------------
 // x + kMagic is rounded to an integer, and its low bits are that integer plus the exponent bias: shifted
-// up they are 2^n, or +0 at the lower clamp. Multiplied in, they keep a NaN.
+// up they are 2^n. Multiplied in, they keep a NaN. Where x is too low for that, the product is replaced by
+// zero: clamping x beforehand would cost more, as GCC makes no maxps of a max with a constant.
 constexpr bool kFractionIsPositive = false;
 constexpr float kMagic32 = 0x1.8p23f + 127.0f;
 constexpr double kMagic64 = 0x1.8p52 + 1023.0;
@@ -255,22 +260,25 @@ struct Split64 {
 };
 inline Split32 split(F32 x) {
   const F32 magic = broadcast(kMagic32);
-  const F32 clamped = max(broadcast(-127.0f), x);  // keeps NaN
-  const F32 shifted = clamped + magic;
-  return {clamped - (shifted - magic), shifted};
+  const F32 shifted = x + magic;
+  return {x - (shifted - magic), shifted};
 }
 inline Split64 split(F64 x) {
   const F64 magic = broadcast(kMagic64);
-  const F64 clamped = max(broadcast(-1023.0), x);
-  const F64 shifted = clamped + magic;
-  return {clamped - (shifted - magic), shifted};
+  const F64 shifted = x + magic;
+  return {x - (shifted - magic), shifted};
 }
 inline F32 power_of_two(F32 shifted) { return from_bits(bits_of(shifted) << 23); }
 inline F64 power_of_two(F64 shifted) {
   return {reinterpret_cast<DoubleX2>(reinterpret_cast<UInt64X2>(shifted.v) << 52)};
 }
-inline F32 scale(F32 x, Split32 s) { return x * power_of_two(s.shifted); }
-inline F64 scale(F64 x, Split64 s) { return x * power_of_two(s.shifted); }
+inline F32 scale(F32 x, Split32 s, Mask32 alive) {
+  return from_bits(bits_of(x * power_of_two(s.shifted)) & bits_of(alive));
+}
+inline F64 scale(F64 x, Split64 s, Mask64 alive) {
+  const Int64X2 product = reinterpret_cast<Int64X2>((x * power_of_two(s.shifted)).v);
+  return {reinterpret_cast<DoubleX2>(product & alive.m)};
+}
 // In two halves, because 2^n itself may overflow or vanish where x 2^n does not.
 inline F64 scale_by_integer(F64 x, F64 n) {
   const F64 magic = broadcast(kMagic64);

@@ -48,6 +48,10 @@ inline F64 ceil(F64 a) { return {vrndpq_f64(a.v)}; }
 // --- comparison, selection -----------------------------------------------------------------------
 inline Mask32 operator<(F32 a, F32 b) { return {vcltq_f32(a.v, b.v)}; }
 inline Mask64 operator<(F64 a, F64 b) { return {vcltq_f64(a.v, b.v)}; }
+inline Mask32 not_less(F32 a, F32 b) { return {vmvnq_u32(vcltq_f32(a.v, b.v))}; }
+inline Mask64 not_less(F64 a, F64 b) {
+  return {veorq_u64(vcltq_f64(a.v, b.v), vdupq_n_u64(~UINT64_C(0)))};
+}
 inline Mask32 operator==(F32 a, F32 b) { return {vceqq_f32(a.v, b.v)}; }
 inline Mask64 operator==(F64 a, F64 b) { return {vceqq_f64(a.v, b.v)}; }
 inline F32 select(Mask32 m, F32 yes, F32 no) { return {vbslq_f32(m.m, yes.v, no.v)}; }
@@ -150,9 +154,7 @@ inline void prefetch(const void* p) { __builtin_prefetch(p); }
 // --- conversion ----------------------------------------------------------------------------------
 inline F64 widen_low(F32 x) { return {vcvt_f64_f32(vget_low_f32(x.v))}; }
 inline F64 widen_high(F32 x) { return {vcvt_high_f64_f32(x.v)}; }
-inline F32 narrow(F64 low, F64 high) {
-  return {vcvt_high_f32_f64(vcvt_f32_f64(low.v), high.v)};
-}
+inline F32 narrow(F64 low, F64 high) { return {vcvt_high_f32_f64(vcvt_f32_f64(low.v), high.v)}; }
 
 // --- powers of two -------------------------------------------------------------------------------
 // x + kMagic is rounded to an integer, and its low bits are that integer plus the exponent bias: shifted
@@ -170,15 +172,13 @@ struct Split64 {
 };
 inline Split32 split(F32 x) {
   const F32 magic = broadcast(kMagic32);
-  const F32 clamped = {vmaxq_f32(x.v, vdupq_n_f32(-127.0f))};  // keeps NaN
-  const F32 shifted = clamped + magic;
-  return {clamped - (shifted - magic), shifted};
+  const F32 shifted = x + magic;
+  return {x - (shifted - magic), shifted};
 }
 inline Split64 split(F64 x) {
   const F64 magic = broadcast(kMagic64);
-  const F64 clamped = {vmaxq_f64(x.v, vdupq_n_f64(-1023.0))};
-  const F64 shifted = clamped + magic;
-  return {clamped - (shifted - magic), shifted};
+  const F64 shifted = x + magic;
+  return {x - (shifted - magic), shifted};
 }
 inline F32 power_of_two(F32 shifted) {
   return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted.v), 23))};
@@ -186,8 +186,14 @@ inline F32 power_of_two(F32 shifted) {
 inline F64 power_of_two(F64 shifted) {
   return {vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(shifted.v), 52))};
 }
-inline F32 scale(F32 x, Split32 s) { return x * power_of_two(s.shifted); }
-inline F64 scale(F64 x, Split64 s) { return x * power_of_two(s.shifted); }
+inline F32 scale(F32 x, Split32 s, Mask32 alive) {
+  const F32 product = x * power_of_two(s.shifted);
+  return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(product.v), alive.m))};
+}
+inline F64 scale(F64 x, Split64 s, Mask64 alive) {
+  const F64 product = x * power_of_two(s.shifted);
+  return {vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(product.v), alive.m))};
+}
 // In two halves, because 2^n itself may overflow or vanish where x 2^n does not.
 inline F64 scale_by_integer(F64 x, F64 n) {
   const F64 magic = broadcast(kMagic64);
@@ -208,7 +214,8 @@ inline F64 exponent_of(F64 x) {
 }
 inline F64 mantissa_of(F64 x) {
   const F64 normal = select(x < broadcast(0x1p-1022), x * broadcast(0x1p54), x);
-  const uint64x2_t mantissa = vandq_u64(vreinterpretq_u64_f64(normal.v), vdupq_n_u64(0x000fffffffffffff));
+  const uint64x2_t mantissa =
+      vandq_u64(vreinterpretq_u64_f64(normal.v), vdupq_n_u64(0x000fffffffffffff));
   const uint64x2_t bits = vorrq_u64(mantissa, vdupq_n_u64(0x3ff0000000000000));
   const Mask64 has_log = {vcgeq_f64(x.v, vdupq_n_f64(0.0))};
   return select(has_log, F64{vreinterpretq_f64_u64(bits)}, broadcast(__builtin_nan("")));

@@ -38,9 +38,9 @@ extern "C" {
 
 typedef enum gce_status {
   GCE_OK = 0,
-  GCE_TYPE_ERROR = 1,   /* a dtype that the argument does not take */
-  GCE_VALUE_ERROR = 2,  /* a shape, option or range; overlapping or read-only output */
-  GCE_INDEX_ERROR = 3,  /* a target outside [0, V) that is not ignore_index */
+  GCE_TYPE_ERROR = 1,  /* a dtype that the argument does not take */
+  GCE_VALUE_ERROR = 2, /* a shape, option or range; overlapping or read-only output */
+  GCE_INDEX_ERROR = 3, /* a target outside [0, V) that is not ignore_index */
   GCE_OUT_OF_MEMORY = 4,
   GCE_RUNTIME_ERROR = 5 /* an ISA that this CPU or build lacks; an internal failure */
 } gce_status;

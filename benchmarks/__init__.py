@@ -1,0 +1,1 @@
+"""Benchmarks of gce against the machine's limits and other packages: ``python -m benchmarks``."""

@@ -1,0 +1,69 @@
+"""Fixtures that run a test on every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from engines import ENGINES, IN_PROCESS, Emulated, Engine, InProcess, emulated_engine, selected
+
+ERRORS = pytest.StashKey[dict[str, float]]()
+
+
+@pytest.fixture(params=IN_PROCESS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Name of each ISA that the extension module has, selected while the test runs."""
+    with selected(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=ENGINES)
+def engine(
+    request: pytest.FixtureRequest, emulated: Callable[[str], Emulated]
+) -> Iterator[Engine]:
+    """Each engine of tests/engines.py: the ISAs of this machine, and NEON in an emulator."""
+    if request.param not in IN_PROCESS:
+        yield emulated(request.param).start()
+        return
+    with selected(request.param):
+        yield InProcess(request.param)
+
+
+@pytest.fixture(scope="session")
+def emulated() -> Iterator[Callable[[str], Emulated]]:
+    """Engine of this name in another process, which is kept for the session."""
+    engines: dict[str, Emulated] = {}
+
+    def get(name: str) -> Emulated:
+        if name not in engines:
+            engines[name] = emulated_engine(name)
+        return engines[name]
+
+    yield get
+    for engine in engines.values():
+        engine.stop()
+
+
+@pytest.fixture
+def record_error(engine: Engine, request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Notes an error that this engine made; `pytest -v` ends with the largest of each kind."""
+    errors = request.config.stash.setdefault(ERRORS, {})
+
+    def record(what: str, error: float) -> None:
+        key = f"{what:24} {engine.name}"
+        errors[key] = max(error, errors.get(key, 0.0))
+
+    return record
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print what `record_error` was told."""
+    errors = config.stash.get(ERRORS, {})
+    if not errors or config.get_verbosity() < 1:
+        return
+    terminalreporter.section("largest errors, as a share of the limit")
+    for key, error in sorted(errors.items()):
+        terminalreporter.write_line(f"{key:42} {error:.3g}")

@@ -1,0 +1,404 @@
+"""Accuracy: every dtype on every instruction set, against 50 digits.
+
+A batch holds rows of many kinds (see `rows_of`), each with several γ and thresholds, so that one call
+tells much. The oracle says what is exact for the very numbers that the engine gets, so that all of a
+difference is the engine's error.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import mpmath as mp
+import numpy as np
+import pytest
+
+import oracle
+from gce import reference
+
+GAMMAS = (0.0, 1e-300, 1e-30, 1e-7, 0.1, 0.5, 1.0 - 1e-7, 1.0)
+THRESHOLDS = (0.0, 0.3, 1.0)
+VALUES = ("primitive", "surrogate")
+
+# Around the lanes of every ISA (2 to 16), groups of four vectors (8 to 64), the number of classes up
+# to which rows are transposed (32; 64 where they are strided), blocks of 1024, and primes.
+FEW_CLASSES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 61, 63, 64, 65, 127)
+MANY_CLASSES = (1000, 1024, 1025, 2053)
+EMULATED_CLASSES = (1, 2, 3, 5, 8, 9, 17, 33, 127, 1025)
+
+
+class Limits(NamedTuple):
+    """How far a result may be from the exact one."""
+
+    loss_relative: float
+    loss_absolute: float  # where the loss is tiny, as for a target that has nearly all of p
+    grad: float  # as a multiple of the gradient weight w
+    smallest: float  # spacing of subnormal numbers: a gradient below them is rounded to it
+
+
+LIMITS = {
+    # Promised in the specification.
+    "float32": Limits(1e-6, 2e-7, 5e-7, float(np.finfo("f4").smallest_subnormal)),
+    # The specification promises the losses. Of gradients it says nothing: 5e-7 is 4.2 times the
+    # spacing of float32 at 1, and 4.2 times that of float64 is 9.3e-16. Exponentials of either dtype
+    # are made by the same steps with errors of the same few ulp, so 1e-15.
+    "float64": Limits(1e-14, 1e-15, 1e-15, 2 * float(np.finfo("f8").smallest_subnormal)),
+}
+
+
+# --- the batches --------------------------------------------------------------------------------
+
+
+def rows_of(classes: int, dtype: str) -> dict[str, tuple[Any, int]]:
+    """Logits and target of one row of each kind."""
+    rng = np.random.default_rng(classes)
+    target = int(rng.integers(classes))
+    noise = rng.normal(size=classes)
+    at_target = np.zeros(classes)
+    at_target[target] = 1.0
+
+    rows = {f"scale {scale:g}": noise * scale for scale in (1e-30, 1e-3, 1.0, 10.0, 1e4, 1e30)}
+    rows |= {f"around {offset:g}": noise + offset for offset in (1e4, 1e6, -1e6)}
+    rows |= {f"target at {lead:+}": noise + lead * at_target for lead in (15, 40, 95, 700)}
+    rows |= {f"target at {lead:+}": noise + lead * at_target for lead in (-20, -90, -720, -1e5)}
+    rows["around 1e6, target at +15"] = noise + 15 * at_target + 1e6
+    rows["equal"] = np.full(classes, -3.7)
+    rows["one at the top"] = np.where(np.arange(classes) == classes - 1, 60.0, noise)
+    rows["ascending"] = np.linspace(-200.0, 200.0, classes)  # a new maximum in every block
+    rows["±1e30"] = np.where(np.arange(classes) % 2, 1e30, -1e30)
+    return {name: (row.astype(dtype), target) for name, row in rows.items()}
+
+
+class Batch(NamedTuple):
+    """Arguments of a call, and the exact results rounded once, to float64."""
+
+    names: list[str]
+    logits: Any
+    targets: Any
+    gamma: Any
+    threshold: Any
+    loss: dict[str, Any]  # for each value
+    weight: Any
+    grad: Any
+    log_p: Any
+    logsumexp: Any
+
+
+@functools.cache
+def exact_value(log_p: Any, gamma: float, b: float, value: str) -> float:
+    return float(oracle.value_from_log_prob(log_p, gamma, b, value))
+
+
+@functools.cache
+def batch(classes: int, dtype: str, combinations: int = 6) -> Batch:
+    """Rows of every kind, each with this many of the pairs of γ and threshold, by turns."""
+    pairs = list(itertools.product(GAMMAS, THRESHOLDS))
+    turn = itertools.cycle(pairs[classes % len(pairs) :] + pairs[: classes % len(pairs)])
+    columns: dict[str, list[Any]] = {name: [] for name in Batch._fields if name != "loss"}
+    loss: dict[str, list[float]] = {value: [] for value in VALUES}
+    for name, (logits, target) in rows_of(classes, dtype).items():
+        at_gamma_0 = oracle.row(logits, target, gamma=0.0)  # whose gradient is q - e_y
+        log_p = at_gamma_0.log_p
+        with mp.workdps(oracle.ROW_DIGITS + 40):
+            logsumexp = mp.mpf(float(logits[target])) - log_p
+        for gamma, b in itertools.islice(turn, combinations):
+            weight = oracle.weight_from_log_prob(log_p, gamma, b)
+            with mp.workdps(oracle.ROW_DIGITS):
+                grad = [float(weight * slope) for slope in at_gamma_0.grad]
+            for value in VALUES:
+                loss[value].append(exact_value(log_p, gamma, b, value))
+            row = (name, logits, target, gamma, b, float(weight), grad, float(log_p))
+            for column, entry in zip(columns.values(), (*row, float(logsumexp)), strict=True):
+                column.append(entry)
+    arrays = {name: np.array(column) for name, column in columns.items() if name != "names"}
+    return Batch(columns["names"], loss={v: np.array(x) for v, x in loss.items()}, **arrays)
+
+
+def assert_within(found: Any, exact: Any, limit: Any, what: str, names: Any = None) -> float:
+    """Largest error as a share of the limit, which it must not exceed."""
+    found = np.asarray(found, np.float64)
+    assert found.shape == np.shape(exact)
+    # Equal infinities are no error; a NaN is more than any limit.
+    error = np.where(found == exact, 0.0, np.abs(found - exact))
+    share = np.where(np.isnan(error), np.inf, error) / limit
+    worst = np.unravel_index(np.argmax(share), share.shape)
+    if not share[worst] <= 1.0:
+        row = names[worst[0]] if names else ""
+        pytest.fail(
+            f"{what}: {row} {worst}: found {found[worst]!r}, exact {np.asarray(exact)[worst]!r}, "
+            f"{share[worst]:.3g} times the limit"
+        )
+    return float(share[worst])
+
+
+def check_batch(engine: Any, b: Batch, record: Any) -> None:
+    """Losses of both conventions and the gradient of one batch."""
+    dtype = b.logits.dtype.name
+    limits = LIMITS[dtype]
+    for value in VALUES:
+        loss, grad = engine.loss_and_grad(
+            b.logits, b.targets, b.gamma, threshold=b.threshold, value=value, reduction="none"
+        )
+        assert loss.dtype == grad.dtype == b.logits.dtype
+        exact = b.loss[value]
+        limit = np.maximum(limits.loss_relative * np.abs(exact), limits.loss_absolute)
+        label = f"{value} loss {dtype}"
+        record(f"loss {dtype}", assert_within(loss, exact, limit, label, b.names))
+        limit = (limits.grad * b.weight + limits.smallest)[:, np.newaxis]
+        record(f"grad {dtype}", assert_within(grad, b.grad, limit, f"grad {dtype}", b.names))
+
+
+# --- losses and gradients -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_loss_and_grad(engine, dtype, record_error):
+    emulated = engine.name not in ("avx512", "avx2", "baseline")
+    for classes in EMULATED_CLASSES if emulated else FEW_CLASSES + MANY_CLASSES:
+        combinations = 2 if classes >= 1000 else 6
+        check_batch(engine, batch(classes, dtype, combinations), record_error)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_gamma_with_every_threshold(engine, dtype, record_error):
+    check_batch(engine, batch(11, dtype, len(GAMMAS) * len(THRESHOLDS)), record_error)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reductions(engine, dtype, reduction):
+    # Losses of one sign are added in double: the sum's relative error is that of the losses. Of mixed
+    # sizes, so that adding in the dtype of the loss would lose the small ones.
+    b = batch(9, dtype)
+    small = b.loss["primitive"] < 1e4
+    arguments = (b.logits[small], b.targets[small], b.gamma[small])
+    repeats = 1 if reduction == "sum" else 40  # several chunks
+    arguments = tuple(np.concatenate([a] * repeats) for a in arguments)
+    b_per_row = np.concatenate([b.threshold[small]] * repeats)
+    weights = np.linspace(0.5, 1.5, len(b_per_row))
+    found = engine.loss(
+        *arguments, threshold=b_per_row, reduction=reduction, sample_weight=weights
+    )
+    terms = [
+        mp.mpf(loss) * weight
+        for loss, weight in zip(
+            np.concatenate([b.loss["primitive"][small]] * repeats), weights, strict=True
+        )
+    ]
+    exact = mp.fsum(terms) / (mp.fsum(weights) if reduction == "mean" else 1)
+    assert found.dtype == dtype
+    assert float(found) == pytest.approx(float(exact), rel=LIMITS[dtype].loss_relative, abs=0)
+
+
+# --- very many classes --------------------------------------------------------------------------
+
+
+@functools.cache
+def large_row(kind: str, classes: int, dtype: str) -> tuple[Any, int, oracle.Row]:
+    """Logits of few distinct values, so that 50 digits are cheap; target; what is exact at γ = 0."""
+    rng = np.random.default_rng(3)
+    values = {
+        "normal": rng.normal(size=509),
+        "steep": rng.normal(size=509) * 5.0,
+        "around 1e6": rng.normal(size=509) + 1e6,
+        "equal": np.array([0.3]),
+        "ascending": np.linspace(-30.0, 30.0, 509),
+    }[kind].astype(dtype)
+    if kind == "ascending":  # every block has a new maximum
+        logits = values[np.arange(classes) * len(values) // classes]
+    else:
+        logits = values[rng.integers(len(values), size=classes)]
+    target = classes // 3
+    distinct, counts = np.unique(logits, return_counts=True)
+    with mp.workdps(oracle.ROW_DIGITS):
+        z_target = mp.mpf(float(logits[target]))
+        odds = [mp.exp(mp.mpf(float(z)) - z_target) for z in distinct]
+        total = mp.fdot(zip(odds, counts.tolist(), strict=True))
+        log_p = -mp.log(total)
+        q = {float(z): float(odd / total) for z, odd in zip(distinct, odds, strict=True)}
+        grad = [q[z] for z in logits.tolist()]
+        grad[target] = float(-(total - 1) / total)
+    return logits, target, oracle.Row(-log_p, grad, mp.mpf(1), log_p)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["normal", "steep", "around 1e6", "equal", "ascending"])
+def test_262144_classes(engine, dtype, kind, record_error):
+    logits, target, at_gamma_0 = large_row(kind, 262_144, dtype)
+    limits = LIMITS[dtype]
+    for gamma, b in ((0.0, 0.0), (1e-7, 0.0), (0.1, 0.3), (1.0, 0.0)):
+        loss, grad = engine.loss_and_grad(logits, target, gamma, threshold=b)
+        exact = exact_value(at_gamma_0.log_p, gamma, b, "primitive")
+        limit = max(limits.loss_relative * abs(exact), limits.loss_absolute)
+        record_error(f"loss {dtype}", assert_within(loss, exact, limit, f"loss γ={gamma}"))
+        weight = float(oracle.weight_from_log_prob(at_gamma_0.log_p, gamma, b))
+        # Gradients of 2^-18 or so: an absolute limit of 5e-7 w would let q be wrong by a tenth, so
+        # here every q has to have that error relative to itself, or to the spacing of its dtype.
+        exact_grad = weight * np.array(at_gamma_0.grad)
+        limit = limits.grad * np.abs(exact_grad) + limits.smallest
+        if dtype == "float32" and kind in ("steep", "ascending"):
+            # log2(e) in float32 stretches distances between logits by 2^-26, here up to 60: relative
+            # errors of q up to 60 · 2^-26 = 9e-7, still far below 5e-7 of w.
+            limit = limit + 9e-7 * np.abs(exact_grad)
+        record_error(f"grad {dtype}", assert_within(grad, exact_grad, limit, f"grad γ={gamma}"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_262144_distinct_logits(engine, dtype):
+    # Against the reference: float64, pairwise sums. Its own error is a few 1e-16, of the sum and of
+    # each exponential.
+    rng = np.random.default_rng(4)
+    logits = (rng.normal(size=(2, 262_144)) * [[1.0], [3.0]]).astype(dtype)
+    targets = [5, 262_143]
+    loss, grad = engine.loss_and_grad(logits, targets, 0.2, reduction="none")
+    exact_loss, exact_grad = reference.loss_and_grad(logits, targets, 0.2, reduction="none")
+    weight = reference.grad_weight(reference.row_stats(logits, targets).target_log_prob, 0.2)
+    limits = LIMITS[dtype]
+    assert_within(loss, exact_loss, limits.loss_relative * exact_loss, "loss")
+    # q is at most 2^-11: of w as promised, and small against w.
+    limit = np.where(np.abs(exact_grad) < weight[:, np.newaxis] / 100, 0.01, 1.0) * limits.grad
+    assert_within(grad, exact_grad, limit * weight[:, np.newaxis], "grad")
+
+
+# --- 16 bits ------------------------------------------------------------------------------------
+
+HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_16_bit_logits_give_what_float32_gives_rounded_once(engine, dtype):
+    largest = float(ml_dtypes.finfo(HALVES[dtype]).max)
+    for classes in (1, 2, 3, 5, 8, 9, 16, 17, 33, 64, 127, 1025):
+        rows = rows_of(classes, "float64").values()
+        logits = np.array([np.clip(z, -largest, largest) for z, _ in rows]).astype(HALVES[dtype])
+        targets = np.array([target for _, target in rows])
+        for gamma, b, value in ((0.0, 0.0, "primitive"), (0.1, 0.3, "surrogate"), (1.0, 0.0, "primitive")):
+            # Gradients from far below the subnormals of float16 to near its largest numbers, where
+            # rounding twice, to nearest-away, or flushing would each show.
+            scale = np.geomspace(1e-6, 6e4, len(targets))
+            options = {"threshold": b, "value": value, "reduction": "none", "grad_output": scale}
+            loss, grad = engine.loss_and_grad(logits, targets, gamma, **options)
+            wide = logits.astype(np.float32)
+            loss_32, grad_32 = engine.loss_and_grad(wide, targets, gamma, **options)
+            assert loss.dtype == np.float32
+            assert grad.dtype == HALVES[dtype]
+            np.testing.assert_array_equal(loss, loss_32)
+            np.testing.assert_array_equal(grad, grad_32.astype(HALVES[dtype]))
+        found = engine.row_stats(logits, targets)
+        for ours, of_32 in zip(found, engine.row_stats(wide, targets), strict=True):
+            np.testing.assert_array_equal(ours, of_32)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_16_bit_logits_of_every_bit_pattern(engine, dtype):
+    # Each finite number as a row of its own class and zero: reads and rounds all of them.
+    numbers = np.arange(65536, dtype=np.uint16).view(HALVES[dtype])
+    numbers = numbers[np.isfinite(numbers)]
+    logits = np.stack([numbers, np.zeros_like(numbers)], axis=-1)
+    targets = np.ones(len(numbers), np.int64)
+    loss, grad = engine.loss_and_grad(logits, targets, 0.5, reduction="none")
+    wide = logits.astype(np.float32)
+    loss_32, grad_32 = engine.loss_and_grad(wide, targets, 0.5, reduction="none")
+    np.testing.assert_array_equal(loss, loss_32)
+    np.testing.assert_array_equal(grad, grad_32.astype(HALVES[dtype]))
+
+
+# --- row_stats ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_row_stats(engine, dtype, record_error):
+    limits = LIMITS[dtype]
+    for classes in (1, 3, 8, 17, 33, 127, 1025):
+        b = batch(classes, dtype, 2 if classes >= 1000 else 6)
+        found = engine.row_stats(b.logits, b.targets)
+        # -log p is the loss at γ = 0, with the limits of one.
+        limit = np.maximum(limits.loss_relative * np.abs(b.log_p), limits.loss_absolute)
+        share = assert_within(found.target_log_prob, b.log_p, limit, "target_log_prob", b.names)
+        record_error(f"target_log_prob {dtype}", share)
+        # max + log(sum) may cancel: then what is left of the error is that of its terms, some ulp of
+        # numbers of the size of the largest logit that is not far below 1.
+        size = np.maximum(np.abs(b.logsumexp), np.abs(b.logits.max(axis=-1).astype(np.float64)))
+        limit = np.maximum(limits.loss_absolute, limits.loss_absolute * size)
+        share = assert_within(found.logsumexp, b.logsumexp, limit, "logsumexp", b.names)
+        record_error(f"logsumexp {dtype}", share)
+        np.testing.assert_array_equal(found.argmax, b.logits.argmax(axis=-1))
+
+
+# --- the elementwise functions ------------------------------------------------------------------
+
+LOG_PROBS = (
+    *(0.0, -5e-324, -1e-300, -1e-30, -1e-17, -1e-16, -1e-8, -1e-3, -0.1, -0.4, -0.5, -0.51),
+    *(-0.693147, -0.7, -1.0, -1.5, -2.0, -5.0, -10.0, -36.0, -37.5, -100.0, -600.0, -708.0),
+    *(-709.5, -720.0, -745.0, -746.0, -800.0, -1e3, -1e5, -1e10, -1e30, -1e38),
+)
+MORE_GAMMAS = (*GAMMAS, 5e-324, 1e-16, 0.01, 0.9, 0.999, 1.0 - 2.0**-53)
+MORE_THRESHOLDS = (0.0, 1e-300, 1e-3, 0.3, 0.9999, 1.0)
+
+
+def random_log_probs() -> Any:
+    rng = np.random.default_rng(5)
+    return -np.concatenate([rng.exponential(size=30), np.geomspace(1e-9, 1e3, 60)])
+
+
+@functools.cache
+def pointwise_cases(op: str, dtype: str) -> tuple[Any, Any, Any, Any]:
+    log_p = np.unique(np.concatenate([LOG_PROBS, random_log_probs()]).astype(dtype))
+    rng = np.random.default_rng(6)
+    cases = [
+        (float(l), gamma, b if op != "gamma_grad" else 0.0)
+        for l in log_p
+        for gamma in rng.choice(MORE_GAMMAS, 5, replace=False)
+        for b in rng.choice(MORE_THRESHOLDS, 2 if op == "loss_from_log_prob" else 1, replace=False)
+    ]
+    exact = []
+    for l, gamma, b in cases:
+        if op == "loss_from_log_prob":
+            exact.append(oracle.value_from_log_prob(l, gamma, b))
+        elif op == "grad_weight":
+            exact.append(oracle.weight_from_log_prob(l, gamma, b))
+        else:
+            exact.append(oracle.gamma_grad(l, gamma))
+    l, gamma, b = map(np.array, zip(*cases, strict=True))
+    return l.astype(dtype), gamma, b, exact
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("op", ["loss_from_log_prob", "grad_weight", "gamma_grad"])
+def test_pointwise(engine, op, dtype, record_error):
+    l, gamma, b, exact = pointwise_cases(op, dtype)
+    args = (l, gamma) if op == "gamma_grad" else (l, gamma, b)
+    found = engine.pointwise(op, *args)
+    assert found.dtype == dtype
+    scalar = np.dtype(dtype).type
+    with np.errstate(over="ignore"):
+        rounded = np.array([scalar(float(x)) for x in exact])
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(found[~finite], rounded[~finite])
+    with mp.workdps(40):
+        ulps = [
+            float(abs(mp.mpf(float(x)) - e) / mp.mpf(float(np.spacing(abs(r)))))
+            for x, e, r in zip(found[finite], itertools.compress(exact, finite), rounded[finite], strict=True)
+        ]
+    # float64: what the kernel promises (pointwise.inc.h). float32: computed in double and rounded once,
+    # so half an ulp and what little the double's error adds.
+    limit = {"float64": 4.0, "float32": 0.5 + 1e-6}[dtype]
+    worst = int(np.argmax(ulps))
+    record_error(f"{op} {dtype}", ulps[worst] / limit)
+    where = [array[finite][worst] for array in (l, gamma, b)]
+    assert ulps[worst] <= limit, f"{where}: {found[finite][worst]!r}, {ulps[worst]} ulp"
+
+
+@pytest.mark.parametrize("op", ["loss_from_log_prob", "grad_weight", "gamma_grad"])
+def test_float32_log_prob_keeps_gamma_in_double(engine, op):
+    # In float32, 1 - 1e-7 is 1 - 1.19e-7, and 1e-300 is 0: results would be those of another γ.
+    l = np.float32([-3.0, -30.0])
+    for gamma in (1.0 - 1e-7, 1.0 - 2.0**-40, 1e-300):
+        args = [gamma] if op == "gamma_grad" else [gamma, 0.0]
+        in_double = engine.pointwise(op, l.astype(np.float64), *args)
+        with np.errstate(over="ignore"):
+            expected = in_double.astype(np.float32)
+        np.testing.assert_array_equal(engine.pointwise(op, l, *args), expected)

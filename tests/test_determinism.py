@@ -1,0 +1,305 @@
+"""The same bits: for any number of threads, split of the batch, layout, alignment, run and process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gce
+from support import require
+
+try:
+    from ml_dtypes import bfloat16
+except ModuleNotFoundError:
+    bfloat16 = None
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Calls of 131,072 logits and more use the pool. Many rows, long rows, the class axis in the middle,
+# and one row, which cannot be shared.
+SHAPES = {
+    "many rows": ((4099, 33), -1),
+    "long rows": ((3, 70_001), -1),
+    "class axis in the middle": ((3, 41, 1301), 1),
+    "class axis first": ((41, 4099), 0),
+    "one row": ((1, 140_000), -1),
+}
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    if name != "bfloat16":
+        return np.dtype(name)
+    require(bfloat16, "ml_dtypes is not installed")
+    return np.dtype(bfloat16)
+
+
+def problem(dtype: str, shape: tuple[int, ...], axis: int = -1) -> dict[str, Any]:
+    """Logits with options of every kind, so that no per-row array escapes the comparison."""
+    rng = np.random.default_rng(11)
+    rows = tuple(np.delete(shape, axis))
+    targets = rng.integers(0, shape[axis], rows)
+    targets[rng.random(rows) < 0.1] = -100
+    return {
+        "logits": (4 * rng.standard_normal(shape, np.float32)).astype(dtype_of(dtype)),
+        "targets": targets,
+        "gamma": rng.choice([0.0, 0.1, 0.5, 1.0], rows),
+        "threshold": rng.choice([0.0, 0.0, 0.2], rows),
+        "sample_weight": rng.random(rows),
+        "weight": rng.random(shape[axis]),
+        "axis": axis,
+    }
+
+
+def bits(results: Any) -> list[bytes]:
+    return [result.tobytes() for result in results]
+
+
+def digest(results: Any) -> str:
+    return hashlib.sha256(b"".join(bits(results))).hexdigest()
+
+
+# --- threads -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_any_number_of_threads(isa, kind, dtype):
+    arguments = problem(dtype, *SHAPES[kind])
+    assert arguments["logits"].size >= 131_072
+    # The rows are summed in double, in order of fixed chunks: mean and sum have the same bits too.
+    for reduction in REDUCTIONS:
+        want = bits(gce.loss_and_grad(**arguments, reduction=reduction, num_threads=1))
+        alone = gce.loss(**arguments, reduction=reduction, num_threads=1)
+        assert alone.tobytes() == want[0]
+        for threads in range(2, 9):
+            got = gce.loss_and_grad(**arguments, reduction=reduction, num_threads=threads)
+            assert bits(got) == want, threads
+            alone = gce.loss(**arguments, reduction=reduction, num_threads=threads)
+            assert alone.tobytes() == want[0], threads
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_stats_on_any_number_of_threads(isa, dtype):
+    arguments = problem(dtype, (4099, 33))
+    inputs = {name: arguments[name] for name in ("logits", "targets")}
+    want = bits(gce.row_stats(**inputs, num_threads=1))
+    assert all(bits(gce.row_stats(**inputs, num_threads=n)) == want for n in range(2, 9))
+
+
+def test_the_process_setting(isa):
+    arguments = problem("float32", (4099, 33))
+    before = gce.get_num_threads()
+    try:
+        found = []
+        for threads in range(1, 9):
+            gce.set_num_threads(threads)
+            found.append(bits(gce.loss_and_grad(**arguments)))
+    finally:
+        gce.set_num_threads(before)
+    assert found[1:] == found[:-1]
+
+
+def test_sums_where_their_order_would_show(isa):
+    # Losses from 1e-4 to 1e7: added in another order, or in float32, the sum has other bits.
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(20_000, 8)).astype(np.float32)
+    logits[np.arange(20_000), 0] -= np.exp(rng.uniform(-9, 16, 20_000)).astype(np.float32)
+    targets = np.zeros(20_000, np.int64)
+    losses = gce.loss(logits, targets, 0.0, reduction="none")
+    orders = [np.cumsum(losses[::step], dtype=np.float32)[-1] for step in (1, -1)]
+    assert orders[0] != orders[1]
+    sums = [gce.loss(logits, targets, 0.0, reduction="sum", num_threads=n) for n in range(1, 9)]
+    assert len(set(sums)) == 1
+    # 20,000 rounded losses, of which each is within half an ulp of what was added.
+    assert float(sums[0]) == pytest.approx(losses.sum(dtype=np.float64), rel=6e-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_run_to_run(isa, dtype):
+    arguments = problem(dtype, (4099, 33))
+    want = bits(gce.loss_and_grad(**arguments, num_threads=8))
+    for _ in range(20):  # which thread takes which chunk differs from run to run
+        assert bits(gce.loss_and_grad(**arguments, num_threads=8)) == want
+
+
+SCRIPT = """
+import sys
+import gce
+from test_determinism import digest, problem
+for dtype in sys.argv[1:]:
+    print(digest(gce.loss_and_grad(**problem(dtype, (4099, 33)))))
+"""
+
+
+def test_process_to_process(isa):
+    dtypes = ("float16", "float32", "float64")
+    want = [digest(gce.loss_and_grad(**problem(dtype, (4099, 33)))) for dtype in dtypes]
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    for threads in ("1", "5"):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *dtypes],
+            env=os.environ
+            | {"GCE_FORCE_ISA": isa, "GCE_NUM_THREADS": threads, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.split() == want
+
+
+# --- with, without, and where the gradient goes ----------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_in_place_or_not(isa, kind, dtype):
+    arguments = problem(dtype, *SHAPES[kind])
+    for reduction in REDUCTIONS:
+        want = bits(gce.loss_and_grad(**arguments, reduction=reduction))
+        out = np.full_like(arguments["logits"], np.nan)
+        assert bits(gce.loss_and_grad(**arguments, reduction=reduction, out=out)) == want
+        own = arguments | {"logits": arguments["logits"].copy()}
+        found = gce.loss_and_grad(**own, reduction=reduction, out=own["logits"])
+        assert found[1] is own["logits"] and bits(found) == want
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 7, 8, 15, 16, 17, 33, 1025])
+def test_loss_alone_or_with_gradient(isa, classes, dtype):
+    arguments = problem(dtype, (37, classes))
+    for value in ("primitive", "surrogate"):
+        for reduction in REDUCTIONS:
+            options = {"value": value, "reduction": reduction}
+            alone = gce.loss(**arguments, **options)
+            assert alone.tobytes() == gce.loss_and_grad(**arguments, **options)[0].tobytes()
+
+
+# --- splits ----------------------------------------------------------------------------------------
+
+
+def part(arguments: dict[str, Any], rows: slice) -> dict[str, Any]:
+    per_row = ("logits", "targets", "gamma", "threshold", "sample_weight")
+    return arguments | {name: arguments[name][rows] for name in per_row}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [3, 16, 33, 1100])
+def test_any_split_of_the_batch(isa, classes, dtype):
+    rows = 131
+    arguments = problem(dtype, (rows, classes))
+    want = gce.loss_and_grad(**arguments, reduction="none")
+    for cuts in ([1, 2, 3, 64, 65, 130], [17], [100], range(1, rows)):
+        edges = [0, *cuts, rows]
+        pieces = [
+            gce.loss_and_grad(**part(arguments, slice(*ends)), reduction="none")
+            for ends in zip(edges[:-1], edges[1:], strict=True)
+        ]
+        joined = [np.concatenate(results) for results in zip(*pieces, strict=True)]
+        assert bits(joined) == bits(want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_neighbours_do_not_matter(isa, dtype):
+    # A row keeps its bits between rows that need other paths: shifts, thresholds, NaN, ignored.
+    row = problem(dtype, (1, 50))
+    row["targets"][:] = 3
+    want = bits(gce.loss_and_grad(**row, reduction="none"))
+    for at in range(9):
+        # 60,000 fits float16.
+        crowd = problem(dtype, (9, 50))
+        crowd["logits"][::2] *= 1000
+        crowd["logits"][1] = np.nan
+        crowd["targets"][2] = -100
+        for name in ("logits", "targets", "gamma", "threshold", "sample_weight"):
+            crowd[name][at] = row[name][0]
+        crowd["weight"] = row["weight"]
+        loss, grad = gce.loss_and_grad(**crowd, reduction="none")
+        assert bits([loss[at : at + 1], grad[at : at + 1]]) == want
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_permuted_rows(isa, dtype):
+    arguments = problem(dtype, (131, 33))
+    loss, grad = gce.loss_and_grad(**arguments, reduction="none")
+    order = np.random.default_rng(0).permutation(131)
+    moved = gce.loss_and_grad(**part(arguments, order), reduction="none")
+    assert bits(moved) == bits([loss[order], grad[order]])
+
+
+# --- layouts ---------------------------------------------------------------------------------------
+
+
+def at_offset(array: np.ndarray, offset: int) -> np.ndarray:
+    """A copy that starts `offset` bytes after a multiple of 64."""
+    memory = np.empty(array.nbytes + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    copy: np.ndarray = np.ndarray(array.shape, array.dtype, memory.data, start)
+    copy[...] = array
+    assert copy.ctypes.data % 64 == offset
+    return copy
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [5, 16, 67])
+def test_any_alignment(isa, classes, dtype):
+    arguments = problem(dtype, (19, classes))
+    want = bits(gce.loss_and_grad(**arguments))
+    step = arguments["logits"].itemsize
+    for offset in [*range(0, 64, step), 1, 3, 63]:  # the last are not even aligned to an element
+        moved = {
+            name: at_offset(item, offset) if isinstance(item, np.ndarray) else item
+            for name, item in arguments.items()
+        }
+        assert bits(gce.loss_and_grad(**moved)) == want
+        out = at_offset(arguments["logits"], (offset + 2 * step) % 64)
+        assert bits(gce.loss_and_grad(**moved, out=out)) == want
+        assert bits(gce.loss_and_grad(**moved, out=moved["logits"])) == want
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 2, 16, 33, 1100])
+def test_any_place_of_the_class_axis(isa, classes, dtype):
+    arguments = problem(dtype, (67, classes))
+    want = gce.loss_and_grad(**arguments, reduction="none")
+    # The same numbers: classes first, in memory and as a view; with gaps; backwards.
+    first = arguments | {"logits": arguments["logits"].T.copy(), "axis": 0}
+    spaced = np.full((67 * 2, classes * 3), np.nan, dtype_of(dtype))
+    spaced[::2, ::3] = arguments["logits"]
+    layouts = [
+        first,
+        arguments | {"logits": arguments["logits"].T, "axis": 0},
+        arguments | {"logits": first["logits"].T},
+        arguments | {"logits": spaced[::2, ::3]},
+        arguments | {"logits": spaced.T[::3, ::2], "axis": 0},
+        arguments | {"logits": arguments["logits"][::-1, ::-1].copy()[::-1, ::-1]},
+    ]
+    for layout in layouts:
+        loss, grad = gce.loss_and_grad(**layout, reduction="none")
+        grad = np.moveaxis(grad, layout["axis"], -1)
+        assert bits([loss, grad]) == bits(want)
+        in_place = layout | {"logits": layout["logits"].copy(order="K")}
+        for name in ("mean", "sum"):
+            reduced = gce.loss_and_grad(**in_place, reduction=name)
+            assert reduced[0] == gce.loss(**arguments, reduction=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outer_axes_are_rows_in_order(isa, dtype):
+    flat = problem(dtype, (60, 33))
+    for reduction in REDUCTIONS:
+        want = bits(gce.loss_and_grad(**flat, reduction=reduction))
+        for shape in [(6, 10), (3, 4, 5), (60, 1), (1, 60), (2, 3, 2, 5)]:
+            folded = flat | {
+                name: item.reshape(*shape, *item.shape[1:])
+                for name, item in flat.items()
+                if name not in ("weight", "axis")
+            }
+            assert bits(gce.loss_and_grad(**folded, reduction=reduction)) == want
