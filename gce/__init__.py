@@ -1,9 +1,9 @@
 """The gamma-cross-entropy ``-log(gamma + (1 - gamma) p) / (1 - gamma)`` and its gradient, on CPU.
 
 One number gamma leads from cross-entropy (0) to smooth accuracy (1). `loss` and `loss_and_grad`
-work on logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on log-probabilities;
-`row_stats` tells what a batch's rows look like. `schedules` anneal gamma, `presets` holds published
-settings, and `reference` is the same in plain numpy.
+work on logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on
+log-probabilities; `row_stats` tells what a batch's rows look like. `schedules` anneal gamma,
+`presets` holds published settings, and `reference` is the same in plain numpy.
 """
 
 from __future__ import annotations

@@ -19,9 +19,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(params=ENGINES)
-def engine(
-    request: pytest.FixtureRequest, emulated: Callable[[str], Emulated]
-) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, emulated: Callable[[str], Emulated]) -> Iterator[Engine]:
     """Each engine of tests/engines.py: the ISAs of this machine, and NEON in an emulator."""
     if request.param not in IN_PROCESS:
         yield emulated(request.param).start()

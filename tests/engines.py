@@ -7,9 +7,9 @@ An engine has gce's own functions, with gce's arguments, results and errors::
     engine.row_stats(logits, targets, **options)
     engine.pointwise("grad_weight", log_p, gamma, threshold)      # one of the ufuncs
 
-`InProcess` is the extension module. `Emulated` is the same core in another process, reached through
-``tests/native/runner.cpp``: it repeats in Python what ``native/python`` does between numpy and the C
-ABI, so that NEON can be tested on x86-64, with views of any strides, alignment and overlap.
+`InProcess` is the extension module. `Emulated` is the same core in another process, reached
+through ``tests/native/runner.cpp``: it repeats in Python what ``native/python`` does between numpy
+and the C ABI, so that NEON is tested on x86-64, with views of any strides, alignment and overlap.
 """
 
 from __future__ import annotations
@@ -192,17 +192,18 @@ REAL_ARRAYS = ("threshold", "weight", "sample_weight", "grad_output")
 class Emulated:
     """The core in a process of its own, to which calls are sent one after the other."""
 
-    def __init__(self, name: str, command: Sequence[str], isa: str) -> None:
+    def __init__(self, name: str, command: Sequence[str], isa: str, forced: bool) -> None:
         self.name = name
         self._command = command
         self._isa = isa
+        self._forced = forced
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def start(self) -> Emulated:
-        """Start the process and see that it runs the ISA that it was told to."""
+        """Start the process and see that it runs the ISA that it should."""
         if self._process is None:
-            environment = {**os.environ, "GCE_FORCE_ISA": self._isa}
+            environment = {**os.environ, "GCE_FORCE_ISA": self._isa if self._forced else ""}
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(
                 self._command, stdin=pipe, stdout=pipe, env=environment
@@ -402,8 +403,11 @@ def _extent(array: Any) -> tuple[int, int]:
     return low, high + array.itemsize
 
 
-def emulated_engine(name: str) -> Emulated:
-    """The core for the emulated machine, compiled if need be; not yet started."""
+def emulated_engine(name: str, *, forced: bool = True) -> Emulated:
+    """The core for the emulated machine, compiled if need be; not yet started.
+
+    Unless `forced`, its ISA has to be the one that is chosen by default.
+    """
     emulator = f"qemu-{EMULATED_MACHINE}-static"
     require(shutil.which(emulator), f"{emulator} is not installed")
     program = build_program(
@@ -413,17 +417,19 @@ def emulated_engine(name: str) -> Emulated:
         machine=EMULATED_MACHINE,
         link_flags=["-static"],
     )
-    return Emulated(name, [emulator, str(program)], EMULATED[name])
+    return Emulated(name, [emulator, str(program)], EMULATED[name], forced)
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *, emulator: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run code in an interpreter of its own that finds the same gce, with these variables set."""
-    found = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    found = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [*emulator, sys.executable, "-c", code],
         env={**os.environ, **found, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )

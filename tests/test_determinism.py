@@ -1,8 +1,9 @@
-"""The same bits: for any number of threads, split of the batch, layout, alignment, run and process."""
+"""The same bits for any number of threads, split of the batch, layout, run and process."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def digest(results: Any) -> str:
     return hashlib.sha256(b"".join(bits(results))).hexdigest()
 
 
-# --- threads -------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,8 +145,7 @@ def test_process_to_process(isa):
     for threads in ("1", "5"):
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, *dtypes],
-            env=os.environ
-            | {"GCE_FORCE_ISA": isa, "GCE_NUM_THREADS": threads, "PYTHONPATH": path},
+            env=os.environ | {"GCE_FORCE_ISA": isa, "GCE_NUM_THREADS": threads, "PYTHONPATH": path},
             capture_output=True,
             text=True,
             timeout=300,
@@ -155,7 +155,7 @@ def test_process_to_process(isa):
         assert done.stdout.split() == want
 
 
-# --- with, without, and where the gradient goes ----------------------------------------------------
+# --- with, without, and where the gradient goes ---------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -182,7 +182,7 @@ def test_loss_alone_or_with_gradient(isa, classes, dtype):
             assert alone.tobytes() == gce.loss_and_grad(**arguments, **options)[0].tobytes()
 
 
-# --- splits ----------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
 
 def part(arguments: dict[str, Any], rows: slice) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def test_any_split_of_the_batch(isa, classes, dtype):
         edges = [0, *cuts, rows]
         pieces = [
             gce.loss_and_grad(**part(arguments, slice(*ends)), reduction="none")
-            for ends in zip(edges[:-1], edges[1:], strict=True)
+            for ends in itertools.pairwise(edges)
         ]
         joined = [np.concatenate(results) for results in zip(*pieces, strict=True)]
         assert bits(joined) == bits(want)
@@ -234,7 +234,7 @@ def test_permuted_rows(isa, dtype):
     assert bits(moved) == bits([loss[order], grad[order]])
 
 
-# --- layouts ---------------------------------------------------------------------------------------
+# --- layouts --------------------------------------------------------------------------------------
 
 
 def at_offset(array: np.ndarray, offset: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Infinities, NaN, denormals, signed zeros and huge logits; and no floating-point warning from any."""
+"""Infinities, NaN, denormals, signed zeros, huge logits; and no floating-point warning."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(logits: np.ndarray, targets: Any, gamma: Any, axis: int = -1, **options:
     return loss.astype(np.float64), np.moveaxis(grad, axis, -1).astype(np.float64)
 
 
-# --- NaN and +inf ----------------------------------------------------------------------------------
+# --- NaN and +inf ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("poison", [np.nan, -np.nan, np.inf])
@@ -77,7 +77,9 @@ def test_a_poisoned_row_is_nan_and_no_other(isa, dtype, axis, poison):
             np.testing.assert_array_equal(found_grad[others], grad[others])
 
 
-@pytest.mark.parametrize("options", [{"threshold": 0.3}, {"threshold": 1.0}, {"value": "surrogate"}])
+@pytest.mark.parametrize(
+    "options", [{"threshold": 0.3}, {"threshold": 1.0}, {"value": "surrogate"}]
+)
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_survives_every_option(isa, dtype, gamma, options):
@@ -150,7 +152,7 @@ def test_ignored_rows_are_0_in_place_and_with_poisoned_weights(isa, dtype):
     assert np.isfinite(loss) and not grad[[0, 2]].any() and grad[1].all()
 
 
-# --- -inf: masked classes --------------------------------------------------------------------------
+# --- -inf: masked classes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -259,7 +261,7 @@ def test_a_row_of_minus_infinity_only_has_no_softmax(isa, dtype, gamma):
         np.testing.assert_array_equal(grad[[0, 2]], want[1][[0, 2]])
 
 
-# --- huge, tiny, signed ----------------------------------------------------------------------------
+# --- huge, tiny, signed ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -380,7 +382,7 @@ def test_no_nan_without_a_cause(isa, value, gamma, scale):
         assert np.isfinite(grad).all() and (np.abs(grad) <= 1.0).all()
 
 
-# --- ufuncs -----------------------------------------------------------------------------------------
+# --- ufuncs ---------------------------------------------------------------------------------------
 
 
 LOG_PS = (0.0, -0.0, -5e-324, -1e-300, -0.5, -37.0, -709.0, -746.0, -1e308, -np.inf)

@@ -70,6 +70,7 @@ GAMMAS = [
     rows_of(0.0, 0.1, 0.5, 0.9, 1.0, dtype="bfloat16") if bfloat16 else 0.6,
     rows_of(0, 1, 1, dtype="uint8"),
     rows_of(0, 1, dtype="bool"),
+    rows_of(0.3, 0.7, dtype="float32").astype(">f4"),
     rows_of(0.25, 0.75, dtype="float64").tolist(),
     np.broadcast_to(np.array([0.1, 0.2, 0.3, 0.4, 0.5]), SHAPE),
     rows_of(0.8, 0.3, dtype="float64")[:, ::-1],
@@ -306,7 +307,7 @@ def test_long_double_parameters_are_converted():
     check(case_of("float64", PLAIN["targets"] | {"gamma": rows_of(0.3, 1.0, dtype="longdouble")}))
 
 
-# --- targets -------------------------------------------------------------------------------------
+# --- targets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -349,7 +350,7 @@ def test_ignore_index_none_ignores_nothing():
         gce.loss(make_logits("float32", (2,)), [0, -100], 0.1, ignore_index=None)
 
 
-# --- shapes --------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------
 
 SHAPES = [(), (4,), (2, 3), (2, 3, 2), (2, 1, 3, 2), (1, 1), (1,), (0,), (2, 0), (0, 3, 2)]
 
@@ -423,7 +424,7 @@ def test_mean_of_rows_without_weight(isa, zero, dtype):
     assert loss == 0.0 and not grad.any()
 
 
-# --- what counts as an array -----------------------------------------------------------------------
+# --- what counts as an array ----------------------------------------------------------------------
 
 
 def test_lists():
@@ -521,7 +522,7 @@ def test_nothing_keeps_a_reference():
     assert [sys.getrefcount(array) for array in arrays] == before
 
 
-# --- row_stats -----------------------------------------------------------------------------------
+# --- row_stats ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -16,13 +16,13 @@
 // All exponentials are powers of two, 2^(z log2(e) - K), with K an integer: the row's maximum in
 // units of ln 2, rounded up. Where blocks of a row have different K their sums are scaled exactly.
 
+#include "kernels/polynomials.inc.h"
+#include "kernels/math.inc.h"
 #include "kernels/accumulator.inc.h"
-#include "kernels/chunk.inc.h"
+#include "kernels/tile.inc.h"
+#include "kernels/rows.inc.h"
 #include "kernels/columns.inc.h"
 #include "kernels/epilogue.inc.h"
-#include "kernels/math.inc.h"
-#include "kernels/pointwise.inc.h"
-#include "kernels/polynomials.inc.h"
-#include "kernels/rows.inc.h"
 #include "kernels/targets.inc.h"
-#include "kernels/tile.inc.h"
+#include "kernels/pointwise.inc.h"
+#include "kernels/chunk.inc.h"

@@ -60,29 +60,45 @@ inline F64 surrogate_loss(F64 log_p, F64 weight) {
   return select(weight == zero, zero, weight * (zero - log_p));  // p -> 0: w log p -> 0
 }
 
-// The target of F64::kLanes rows from their sums. x = log2 of the target's exponential.
+// What a row's pass found, F64::kLanes rows at a time: see Tile.
+struct RowTerms {
+  F64 target_logit;  // less the shift
+  F64 reference;
+  F64 exponential;  // the target's, as the pass computed it
+  F64 sum_high;
+  F64 sum_low;
+};
+
 struct TargetStats {
   TargetProb prob;
   F64 gamma_over_p;
+  F64 x;  // log2 of the target's exponential
 };
 
-inline TargetStats target_stats(F64 x, F64 exponential, F64 sum_high, F64 sum_low, F64 gamma) {
+template <class Vector>
+inline TargetStats target_stats(const RowTerms& row, F64 gamma) {
   const F64 zero = broadcast(0.0);
+  const F64 log2e = broadcast(static_cast<double>(Log2E<Vector>::kValue));
+  const F64 stretch = broadcast(Log2E<Vector>::kStretch);
+  const F64 x = fused_mul_sub(row.target_logit, log2e, row.reference);
   // A target that may be most of the sum is taken as the sum has it, so that in 1 - p their common error
-  // cancels; a smaller one is computed anew in double, as its x in float had an error that grows with |x|.
-  const F64 floor = broadcast(-2040.0);
-  const F64 bounded = max(floor, x);  // keeps NaN
+  // cancels. A smaller one is computed anew as 2^whole 2^fraction: with the rounding of Log2E undone, and
+  // the fraction from the logit, as x itself is off by more the larger it is.
   const Mask64 small = x < broadcast(-2.0);
-  const F64 whole = ceil(bounded);
-  const F64 anew = exp2(bounded - whole);
+  const F64 floor = broadcast(-2040.0);
+  const F64 whole = ceil(max(floor, x));  // keeps NaN
+  const F64 fraction =
+      mul_add(x, stretch, fused_mul_sub(row.target_logit, log2e, row.reference + whole));
+  const F64 anew = exp2(select(x < floor, zero, fraction));
   const F64 exponent = select(small, whole, zero);
-  const F64 numerator = select(small, anew, exponential);
-  const F64 sum = sum_high + sum_low;
-  const F64 rest = max(zero, (sum_high - scale_by_integer(numerator, exponent)) + sum_low);
+  const F64 numerator = select(small, anew, row.exponential);
+  const F64 sum = row.sum_high + row.sum_low;
+  const F64 rest = max(zero, (row.sum_high - scale_by_integer(numerator, exponent)) + row.sum_low);
   TargetStats stats;
   stats.prob.p = scale_by_integer(numerator / sum, exponent);
   stats.prob.one_minus_p = rest / sum;
   stats.gamma_over_p = scale_by_integer(gamma * (sum / numerator), zero - exponent);
+  stats.x = mul_add(x, stretch, x);
   return stats;
 }
 
@@ -106,16 +122,17 @@ void target_terms(const Tile<Storage>& tile, int64_t rows, double* logit, double
 }
 
 // The exponent below which a row's gradients are set to 0, for factor times 2^exponent: there they would
-// be subnormal, which is slow and no use, as long as what is lost is below 2^-32 of the gradient weight.
-// Rows of a smaller weight keep their subnormal gradients.
+// be subnormal, which is slow and no use, as long as what is lost is below 2^-32 (float; double: 2^-64)
+// of the gradient weight. Rows of a smaller weight keep their subnormal gradients.
 template <class Vector>
 inline F64 grad_floor(F64 factor) {
   constexpr double kNormal = static_cast<double>(NormalExponent<Vector>::kValue);
+  constexpr double kNegligible = sizeof(typename Vector::Scalar) == sizeof(float) ? -32.0 : -64.0;
   const F64 zero = broadcast(0.0);
   const F64 normal = broadcast(kNormal);
   const F64 magnitude = max(max(factor, zero - factor), broadcast(0x1p-1022));
   const F64 exact = normal - exponent_of(magnitude);
-  const F64 most = broadcast(-32.0);
+  const F64 most = broadcast(kNegligible);
   return max(normal, select(exact < most, exact, most));
 }
 
@@ -132,9 +149,9 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
   using Scalar = typename Tile<Storage>::Scalar;
   constexpr int64_t kSize = Tile<Storage>::kSize;
   constexpr double kLog2E = static_cast<double>(Log2E<Vector>::kValue);
-  constexpr double kLn2 = 0.69314718055994530942;
   const F64 to_natural = broadcast(1.0 / kLog2E);
-  const F64 stretch = broadcast(1.0 / kLn2 / kLog2E);  // undoes the rounding of Log2E
+  const F64 ln2 = broadcast(0.69314718055994530942);
+  const F64 stretch = broadcast(1.0 + Log2E<Vector>::kStretch);
   const F64 zero = broadcast(0.0);
 
   double logit[kSize];
@@ -152,13 +169,11 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
     const F64 gamma = load(tile->gamma + r);
     const F64 b = load(tile->threshold + r);
     const F64 row_weight = load(tile->row_weight + r);
-    const F64 k = load(reference + r);
-    const F64 sum_high = load(tile->sum_high + r);
-    const F64 sum_low = load(tile->sum_low + r);
-    const F64 sum = sum_high + sum_low;
+    const RowTerms row = {load(logit + r), load(reference + r), load(exponential + r),
+                          load(tile->sum_high + r), load(tile->sum_low + r)};
+    const F64 sum = row.sum_high + row.sum_low;
     const Mask64 ignored = load(counted + r) == zero;
-    const F64 x = fused_mul_sub(load(logit + r), broadcast(kLog2E), k) * stretch;
-    const TargetStats stats = target_stats(x, load(exponential + r), sum_high, sum_low, gamma);
+    const TargetStats stats = target_stats<Vector>(row, gamma);
     const F64 weight = grad_weight(stats.gamma_over_p, gamma, b);
 
     if (needs.loss || needs.statistics) {
@@ -166,7 +181,7 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
       F64 log_p = zero;
       if (needs.statistics || needs.surrogate || any(gamma == zero) || any(zero < b)) {
         log_sum = log(sum) * stretch;
-        log_p = log_prob(stats.prob, mul_add(x, broadcast(kLn2), zero - log_sum));
+        log_p = log_prob(stats.prob, mul_add(stats.x, ln2, zero - log_sum));
       }
       const F64 loss = needs.surrogate ? surrogate_loss(log_p, weight)
                                        : primitive_loss(stats.prob, log_p, gamma, b);
@@ -175,7 +190,7 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
       loss_sum->add(counted_loss);
       store(tile->target_log_prob + r, select(ignored, zero, log_p));
       const F64 shift = load_as_double(tile->shift + r);
-      store(tile->logsumexp + r, shift + mul_add(k, to_natural, log_sum));
+      store(tile->logsumexp + r, shift + mul_add(row.reference, to_natural, log_sum));
     }
 
     const F64 slope = weight * row_weight * load(tile->upstream + r);

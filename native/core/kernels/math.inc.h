@@ -19,10 +19,12 @@ struct Log2E;
 template <>
 struct Log2E<F32> {
   static constexpr float kValue = 0x1.715476p+0f;
+  static constexpr double kStretch = 0x1.cab1b75d6aa83p-27;  // exact log2(e) / kValue - 1
 };
 template <>
 struct Log2E<F64> {
   static constexpr double kValue = 0x1.71547652b82fep+0;
+  static constexpr double kStretch = 0x1.0444d0e734faap-56;
 };
 
 constexpr double kLn2High = 0x1.62e42fefa0000p-1;  // 33 bits: exact times any exponent
