@@ -151,7 +151,7 @@ def test_unknown_isa(name):
 OLD_CPU = ("qemu-x86_64-static", "-cpu", "Nehalem")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def old_cpu():
     if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("emulates x86-64 alone")

@@ -15,12 +15,11 @@ namespace {
 constexpr int64_t kCacheBytes = 16 << 20;
 constexpr size_t kAlignment = 64;
 
-template <class T>
-std::unique_ptr<T, FreeDeleter> allocate_aligned(size_t bytes) {
+std::unique_ptr<char, FreeDeleter> allocate_aligned(size_t bytes) {
   const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   void* memory = std::aligned_alloc(kAlignment, whole);
   if (memory == nullptr) throw std::bad_alloc();
-  return std::unique_ptr<T, FreeDeleter>(static_cast<T*>(memory));
+  return std::unique_ptr<char, FreeDeleter>(static_cast<char*>(memory));
 }
 
 // Copies the strides of `array`, which has one element or one vector per row, over the outer axes that
@@ -146,11 +145,9 @@ void Plan::set_divisor(const gce_problem& problem, double sum_of_weights) {
 
 void Plan::allocate() {
   if (rows_.scratch_bytes > 0) {
-    scratch_ = allocate_aligned<char>(rows_.scratch_bytes * static_cast<size_t>(workers_));
+    scratch_ = allocate_aligned(rows_.scratch_bytes * static_cast<size_t>(workers_));
   }
-  if (chunks_ > 1) {
-    more_sums_ = allocate_aligned<PairSum>(sizeof(PairSum) * static_cast<size_t>(chunks_));
-  }
+  chunk_sums_.resize(static_cast<size_t>(chunks_));
 }
 
 void Plan::work(int32_t worker) {
@@ -161,14 +158,14 @@ void Plan::work(int32_t worker) {
     if (chunk >= chunks_) return;
     const int64_t begin = chunk * rows_.chunk_rows;
     const int64_t end = std::min(rows_.rows, begin + rows_.chunk_rows);
-    kernels_->run_chunk(rows_, begin, end, scratch, chunk_sums() + chunk);
+    kernels_->run_chunk(rows_, begin, end, scratch, &chunk_sums_[static_cast<size_t>(chunk)]);
   }
 }
 
 void Plan::finish() {
   if (loss_.data == nullptr) return;
   PairSum total = {0.0, 0.0};
-  for (int64_t chunk = 0; chunk < chunks_; ++chunk) total = add(total, chunk_sums()[chunk]);
+  for (const PairSum& sum : chunk_sums_) total = add(total, sum);
   const double loss = divisor_ == 0.0 ? 0.0 : value_of(total) / divisor_;
   char* out = static_cast<char*>(loss_.data);
   if (loss_.dtype == GCE_FLOAT64) {

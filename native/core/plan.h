@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "gce/gce.h"
 #include "kernel_table.h"
@@ -31,7 +32,6 @@ class Plan {
   void lay_out_axes(const gce_problem& problem);
   void set_divisor(const gce_problem& problem, double sum_of_weights);
   void allocate();
-  PairSum* chunk_sums() { return more_sums_ ? more_sums_.get() : &first_sum_; }
 
   RowProblem rows_;
   const KernelTable* kernels_;
@@ -41,8 +41,7 @@ class Plan {
   int32_t workers_;
   std::atomic<int64_t> next_chunk_{0};
   std::unique_ptr<char, FreeDeleter> scratch_;
-  PairSum first_sum_ = {0.0, 0.0};                   // of the losses, where there is one chunk
-  std::unique_ptr<PairSum, FreeDeleter> more_sums_;  // one for each chunk, where there are more
+  std::vector<PairSum> chunk_sums_;  // of the losses
 };
 
 }  // namespace gce
