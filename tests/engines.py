@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -41,6 +41,8 @@ from support import require
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE_TESTS = ROOT / "tests" / "native"
+STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
+C11 = ("-xc", "-std=c11", *STRICT)
 
 
 # --- what there is ------------------------------------------------------------------------------
@@ -117,26 +119,28 @@ def build_program(
     main: Path,
     compiler: str = "g++",
     machine: str | None = None,
+    isas: Collection[str] | None = None,
     flags: Sequence[str] = (),
     link_flags: Sequence[str] = (),
 ) -> Path:
     """Path of a program: `main`, and the core for `machine` with setup.py's flags and then `flags`.
 
-    Kept in build/ under a name that tells its contents, so that only a change compiles anything.
+    With `isas`, of these ISAs alone. A `main` in C may not have a warning. Programs are kept in
+    build/ under a name that tells their contents, so that only a change compiles anything.
     """
     require(shutil.which(compiler), f"{compiler} is not installed")
-    units = [*setup_script().core_units(machine or platform.machine())]
-    common = units[0].flags
-    units.append(type(units[0])(str(main.relative_to(ROOT)), common))
+    units = _units(machine or platform.machine(), isas)
+    units.append(units[0]._replace(source=str(main.relative_to(ROOT))))
     program = _cache_folder() / f"{name}-{_digest(compiler, units, flags, link_flags)}"
     if program.exists():
         return program
 
     def compile_unit(number: int) -> str:
         unit, path = units[number], f"{scratch}/{number}.o"
-        language = ["-xc", "-std=c11"] if unit.source.endswith(".c") else []
-        of_language = [f for f in unit.flags if not (language and f.startswith("-std="))]
-        _call([compiler, *of_language, *flags, *language, "-c", unit.source, "-o", path])
+        of_unit = unit.flags
+        if unit.source.endswith(".c"):
+            of_unit = (*(flag for flag in of_unit if not flag.startswith("-std=")), *C11)
+        _call([compiler, *of_unit, *flags, "-c", unit.source, "-o", path])
         return path
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -149,6 +153,21 @@ def build_program(
         shutil.move(linked, beside)
         os.replace(beside, program)
     return program
+
+
+def _units(machine: str, isas: Collection[str] | None) -> list[Any]:
+    """setup.py's units of the core, without those of other ISAs than `isas`."""
+    units = list(setup_script().core_units(machine))
+    left_out = {isa.name for isa in setup_script().isas_for(machine)} - set(isas or ())
+    if isas is None or not left_out:
+        return units
+    sources = {f"native/core/isa/{name}.cpp" for name in left_out}
+    macros = {f"-DGCE_HAVE_{name.upper()}=1" for name in left_out}
+    return [
+        unit._replace(flags=tuple(flag for flag in unit.flags if flag not in macros))
+        for unit in units
+        if unit.source not in sources
+    ]
 
 
 def _cache_folder() -> Path:

@@ -275,6 +275,12 @@ def test_262144_distinct_logits(engine, dtype):
 
 # --- 16 bits ------------------------------------------------------------------------------------
 
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(found, expected, strict=True)  # which shows where
+    assert found.tobytes() == expected.tobytes(), "zeros of different sign"
+
+
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -299,11 +305,11 @@ def test_16_bit_logits_give_what_float32_gives_rounded_once(engine, dtype):
             loss_32, grad_32 = engine.loss_and_grad(wide, targets, gamma, **options)
             assert loss.dtype == np.float32
             assert grad.dtype == HALVES[dtype]
-            np.testing.assert_array_equal(loss, loss_32)
-            np.testing.assert_array_equal(grad, grad_32.astype(HALVES[dtype]))
+            assert_same_bits(loss, loss_32)
+            assert_same_bits(grad, grad_32.astype(HALVES[dtype]))
         found = engine.row_stats(logits, targets)
         for ours, of_32 in zip(found, engine.row_stats(wide, targets), strict=True):
-            np.testing.assert_array_equal(ours, of_32)
+            assert_same_bits(ours, of_32)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -317,8 +323,8 @@ def test_16_bit_logits_of_every_bit_pattern(engine, dtype):
     loss, grad = engine.loss_and_grad(logits, targets, 0.5, reduction="none")
     wide = logits.astype(np.float32)
     loss_32, grad_32 = engine.loss_and_grad(wide, targets, 0.5, reduction="none")
-    np.testing.assert_array_equal(loss, loss_32)
-    np.testing.assert_array_equal(grad, grad_32.astype(HALVES[dtype]))
+    assert_same_bits(loss, loss_32)
+    assert_same_bits(grad, grad_32.astype(HALVES[dtype]))
 
 
 # --- row_stats ----------------------------------------------------------------------------------

@@ -53,9 +53,8 @@ void set_reduction(Call* c, PyObject* o) {
   c->problem.reduction = name_of(o, gce_reduction_from_name);
 }
 void set_normalizer(Call* c, PyObject* o) {
-  c->problem.normalizer = PyFloat_AsDouble(o);
+  c->problem.normalizer = number_of("normalizer", o);
   c->problem.has_normalizer = 1;
-  if (c->problem.normalizer == -1.0 && PyErr_Occurred()) throw PythonError();
 }
 void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
 void set_grad_output(Call* c, PyObject* o) { c->grad_output.set("grad_output", o, Kind::kReal); }

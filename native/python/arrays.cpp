@@ -1,5 +1,6 @@
 #include "arrays.h"
 
+#include <cmath>
 #include <cstring>
 
 namespace gce_python {
@@ -78,8 +79,7 @@ Ref checked(PyObject* object) {
 
 void View::set(const char* name, PyObject* object, Kind kind) {
   if (kind == Kind::kReal && (PyFloat_CheckExact(object) || PyLong_CheckExact(object))) {
-    scalar = PyFloat_AsDouble(object);
-    if (scalar == -1.0 && PyErr_Occurred()) throw PythonError();
+    scalar = number_of(name, object);
     array = {&scalar, nullptr, nullptr, 0, GCE_FLOAT64, 0};
     return;
   }
@@ -93,6 +93,17 @@ void View::set(const char* name, PyObject* object, Kind kind) {
   }
   if (dtype < 0) fail_dtype(name, owner.array(), expectation(kind));
   fill(owner.array(), dtype, &array);
+}
+
+double number_of(const char* name, PyObject* object) {
+  const double value = PyFloat_AsDouble(object);
+  if (value != -1.0 || PyErr_Occurred() == nullptr) return value;
+  if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+    PyErr_Clear();
+    return HUGE_VAL;
+  }
+  PyErr_Format(PyExc_TypeError, "%s has type %s, expected float", name, Py_TYPE(object)->tp_name);
+  throw PythonError();
 }
 
 void View::set_output(const char* name, PyObject* object) {

@@ -60,6 +60,10 @@ struct View {
   void set_output(const char* name, PyObject* object);
 };
 
+// The value of a Python number; infinite where it is an int that no float can hold. Throws PythonError,
+// with a message that names the argument, for anything else.
+double number_of(const char* name, PyObject* object);
+
 // New outputs. The first has the shape, dtype and memory order of `like`; the second the shape of `like`.
 Ref new_like(PyArrayObject* like);
 Ref new_rows(PyArrayObject* like, int typenum);

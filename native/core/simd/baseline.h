@@ -8,8 +8,8 @@
 #define GCE_ISA baseline
 
 #if defined(__GNUC__)
-#pragma GCC diagnostic ignored \
-    "-Wpsabi"  // on machines without vectors; nothing here crosses an ABI
+// Given on machines without vector registers; nothing here crosses an ABI.
+#pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 
 namespace gce {
@@ -245,8 +245,7 @@ inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // --- powers of two -------------------------------------------------------------------------------
 // x + kMagic is rounded to an integer, and its low bits are that integer plus the exponent bias: shifted
-// up they are 2^n. Multiplied in, they keep a NaN. Where x is too low for that, the product is replaced by
-// zero: clamping x beforehand would cost more, as GCC makes no maxps of a max with a constant.
+// up they are 2^n. Multiplied in, they keep a NaN. Out of range they are anything, for scale to mask.
 constexpr bool kFractionIsPositive = false;
 constexpr float kMagic32 = 0x1.8p23f + 127.0f;
 constexpr double kMagic64 = 0x1.8p52 + 1023.0;

@@ -158,7 +158,7 @@ inline F32 narrow(F64 low, F64 high) { return {vcvt_high_f32_f64(vcvt_f32_f64(lo
 
 // --- powers of two -------------------------------------------------------------------------------
 // x + kMagic is rounded to an integer, and its low bits are that integer plus the exponent bias: shifted
-// up they are 2^n, or +0 at the lower clamp. Multiplied in, they keep a NaN.
+// up they are 2^n. Multiplied in, they keep a NaN. Out of range they are anything, for scale to mask.
 constexpr bool kFractionIsPositive = false;
 constexpr float kMagic32 = 0x1.8p23f + 127.0f;
 constexpr double kMagic64 = 0x1.8p52 + 1023.0;

@@ -1,0 +1,60 @@
+"""The C ABI without Python: the header in C and C++, a host program in C with its own threads."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from engines import C11, NATIVE_TESTS, ROOT, STRICT, build_program
+from support import require
+
+HEADER = ROOT / "native" / "include" / "gce" / "gce.h"
+
+
+def run(command, **options):
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "g++", "clang", "clang++"])
+@pytest.mark.parametrize("language", ["c11", "c++17"])
+def test_header_compiles_alone_without_warnings(compiler, language):
+    require(shutil.which(compiler), f"{compiler} is not installed")
+    flags = C11 if language == "c11" else ("-xc++", "-std=c++17", *STRICT)
+    source = '#include "gce/gce.h"\n#include "gce/gce.h"\nint main(void) { return GCE_OK; }\n'
+    include = f"-I{HEADER.parent.parent}"
+    done = run([compiler, *flags, include, "-fsyntax-only", "-"], input=source)
+    assert done.returncode == 0, done.stderr
+
+
+def test_program_uses_every_function():
+    declared = set(re.findall(r"^GCE_API .*?\b(gce_\w+)\(", HEADER.read_text(), re.MULTILINE))
+    assert len(declared) > 10
+    program = (NATIVE_TESTS / "abi.c").read_text()
+    assert {name for name in declared if not re.search(rf"\b{name}\(", program)} == set()
+
+
+# The baseline alone: sanitizers look at the core's memory and threads, and compiling with them is
+# slow. What each ISA reads and writes, tests/test_layouts.py sees.
+BUILDS = {
+    "plain": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_program(build):
+    program = build_program(
+        f"abi-{build}",
+        main=NATIVE_TESTS / "abi.c",
+        isas=["baseline"],
+        flags=["-O1", *BUILDS[build]],
+    )
+    done = run([program])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "on baseline\n"
