@@ -185,8 +185,8 @@ def _digest(compiler: str, units: Sequence[Any], *flags: Sequence[str]) -> str:
     """Hash of all that a program is made from."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     said = hashlib.sha256(version + repr((units, flags)).encode())
-    headers = sorted((ROOT / "native").rglob("*.h"))
-    for path in (*headers, *(ROOT / unit.source for unit in units)):
+    headers = [*(ROOT / "native/include").rglob("*.h"), *(ROOT / "native/core").rglob("*.h")]
+    for path in (*sorted(headers), *(ROOT / unit.source for unit in units)):
         said.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return said.hexdigest()[:20]
 

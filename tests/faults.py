@@ -323,9 +323,9 @@ WRONG_WORDS = [
         Wrong(
             {"reduction": item},
             ValueError,
-            f'reduction = "{item}", expected "mean", "sum" or "none"',
+            f'reduction = "{item!s}", expected "mean", "sum" or "none"',
         )
-        for item in ("avg", "", "Mean", "mean ", "γ", 3, b"mean", True)
+        for item in ("avg", "", "Mean", "mean ", "γ", 3, ["mean"], True)
     ),
     *(
         Wrong({"value": item}, ValueError, f'value = "{item}", expected "primitive" or "surrogate"')

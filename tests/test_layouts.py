@@ -342,12 +342,17 @@ def test_any_split_of_the_batch(engine, dtype, classes, layout):
 @pytest.mark.parametrize("layout", ["contiguous", "class axis in the middle", "Fortran order"])
 def test_threads(engine, layout):
     # 160,000 logits: more than the Python module keeps on one thread, and several chunks.
-    problem = Problem(engine, "float32", 1000, 8, 20)
+    problem = Problem(engine, "float64", 1000, 8, 20)
     placed = problem.place(layout)
+    options = {"axis": placed.axis, "reduction": "sum"}
+    finite = np.nan_to_num(placed.array, posinf=9.0, neginf=-9.0)
+    targets = placed.rearranged(problem.targets)
+    total = engine.loss(finite, targets, 0.3, **options)
     for threads in (1, 2, 3, 8):
         loss, grad = problem.run(placed.array, placed, num_threads=threads)
         assert_same_bits(loss, problem.loss)
         assert_same_bits(grad, placed.rearranged(problem.grad))
+        assert engine.loss(finite, targets, 0.3, **options, num_threads=threads) == total
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     try:
         import torch
     except ModuleNotFoundError:
-        torch = None
+        torch = None  # type: ignore[assignment]
 
 SHAPES = {  # (N, C, ...), the class axis second as PyTorch has it; and (C,)
     "a row": (7,),

@@ -1,5 +1,6 @@
 #include "functions.h"
 
+#include <algorithm>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -15,6 +16,7 @@ namespace {
 
 // A call with fewer logits than this stays on the caller's thread: waking another costs more.
 constexpr int64_t kSmallCall = 131072;
+constexpr int kMostThreads = 256;  // whatever num_threads says
 
 int64_t size_of(const gce_array& a) {
   int64_t size = 1;
@@ -35,7 +37,7 @@ gce_status run_planned(const gce_problem& problem, int threads) {
 void run(const Call& call) {
   int threads = 1;
   if (size_of(call.problem.logits) >= kSmallCall) {
-    threads = call.num_threads > 0 ? call.num_threads : num_threads();
+    threads = std::min(call.num_threads > 0 ? call.num_threads : num_threads(), kMostThreads);
   }
   gce_status status;
   Py_BEGIN_ALLOW_THREADS;

@@ -23,7 +23,8 @@ static void check_error(gce_status found, gce_status expected, const char* messa
          (int)expected, message);
   ++failures;
 }
-#define CHECK_ERROR(status, expected, message) check_error((status), (expected), (message), __LINE__)
+#define CHECK_ERROR(status, expected, message) \
+  check_error((status), (expected), (message), __LINE__)
 
 /* A batch of rows, contiguous, with memory for its results. */
 typedef struct {
@@ -131,7 +132,8 @@ static void defaults(void) {
   CHECK(p.value == GCE_VALUE_PRIMITIVE);
   CHECK(p.has_ignore_index == 0);
   CHECK(p.has_normalizer == 0);
-  CHECK(p.logits.data == NULL && p.gamma.data == NULL && p.loss.data == NULL && p.grad.data == NULL);
+  CHECK(p.logits.data == NULL && p.gamma.data == NULL && p.loss.data == NULL &&
+        p.grad.data == NULL);
 }
 
 static void names(void) {

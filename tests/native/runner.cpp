@@ -51,7 +51,10 @@ class Block {
     std::memset(data_ + size_, kGuardByte, kGuard);
   }
   Block(Block&& other) noexcept
-      : size_(other.size_), comes_back_(other.comes_back_), memory_(other.memory_), data_(other.data_) {
+      : size_(other.size_),
+        comes_back_(other.comes_back_),
+        memory_(other.memory_),
+        data_(other.data_) {
     other.memory_ = nullptr;
   }
   Block(const Block&) = delete;
