@@ -55,14 +55,10 @@ WITH_EXAMPLES = {name for name, item in DOCUMENTED.items() if ">>>" in (item.__d
 # --- examples -------------------------------------------------------------------------------------
 
 
-WRONG_DIGITS = pytest.mark.xfail(strict=True, reason="digits in native/python/docs.cpp")
-NOT_YET = {"gce.loss", "gce.loss_and_grad", "gce.row_stats", "gce.gamma_grad"}
-
-
 @pytest.mark.skipif(np.__version__ < "2", reason="numpy 2 prints scalars in another way")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=WRONG_DIGITS if n in NOT_YET else ()) for n in sorted(WITH_EXAMPLES)],
+    sorted(WITH_EXAMPLES),
 )
 def test_examples_run(isa, name):
     # On each ISA: digits shown must not depend on it. Not by doctest's own search, which finds

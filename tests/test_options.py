@@ -302,7 +302,6 @@ def backwards(array: np.ndarray) -> np.ndarray:
     return array[::-1, ::-1].copy()[::-1, ::-1]
 
 
-@pytest.mark.xfail(strict=True, reason="PyArray_FROM_OT casts longdouble by the rule 'safe'")
 def test_long_double_parameters_are_converted():
     check(case_of("float64", PLAIN["targets"] | {"gamma": rows_of(0.3, 1.0, dtype="longdouble")}))
 

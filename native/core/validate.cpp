@@ -218,7 +218,8 @@ std::string index_text(const gce_array& targets, int64_t row) {
 
 void require_unit_range(const char* name, const std::string& index, double x) {
   if (x >= 0.0 && x <= 1.0) return;
-  fail(GCE_VALUE_ERROR, name, index, " = ", x, ", expected 0 <= ", name, " <= 1");
+  const double shown = std::isnan(x) ? NAN : x;  // without the sign that some NaNs have
+  fail(GCE_VALUE_ERROR, name, index, " = ", shown, ", expected 0 <= ", name, " <= 1");
 }
 
 void check_unit_range(const char* name, const gce_problem& p, const gce_array& a,

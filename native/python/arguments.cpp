@@ -1,6 +1,7 @@
 #include "arguments.h"
 
 #include <climits>
+#include <cstring>
 #include <iterator>
 
 #include "errors.h"
@@ -28,12 +29,19 @@ int small_integer_of(const char* name, PyObject* object) {
   return value < INT_MIN ? INT_MIN : value > INT_MAX ? INT_MAX : static_cast<int>(value);
 }
 
-// The text of a name option; anything but a str is shown to the core as Python prints it.
+// The text of a name option. What is no str, or none that C can hold, is shown to the core as Python
+// writes it, for the core's message.
 template <class Enum>
 int32_t name_of(PyObject* object, gce_status (*from_name)(const char*, Enum*)) {
-  const Ref text(PyObject_Str(object));
-  const char* name = text.get() != nullptr ? PyUnicode_AsUTF8(text.get()) : nullptr;
-  if (name == nullptr) throw PythonError();
+  Py_ssize_t size = 0;
+  const char* name = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+  Ref shown;
+  if (name == nullptr || std::strlen(name) != static_cast<size_t>(size)) {
+    PyErr_Clear();
+    shown = Ref(PyObject_ASCII(object));
+    name = shown.get() != nullptr ? PyUnicode_AsUTF8(shown.get()) : nullptr;
+    if (name == nullptr) throw PythonError();
+  }
   Enum value;
   throw_if(from_name(name, &value));
   return value;
@@ -59,12 +67,7 @@ void set_normalizer(Call* c, PyObject* o) {
 void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
 void set_grad_output(Call* c, PyObject* o) { c->grad_output.set("grad_output", o, Kind::kReal); }
 void set_out(Call* c, PyObject* o) { c->out.set_output("out", o); }
-void set_num_threads(Call* c, PyObject* o) {
-  c->num_threads = small_integer_of("num_threads", o);
-  if (c->num_threads >= 1) return;
-  PyErr_Format(PyExc_ValueError, "num_threads = %S, expected at least 1", o);
-  throw PythonError();
-}
+void set_num_threads(Call* c, PyObject* o) { c->num_threads = thread_count_of(o); }
 
 // What None means for an option.
 enum class None { kAbsent, kIsAnError };
@@ -169,6 +172,13 @@ int positional_named(Takes takes, PyObject* keyword) {
 }
 
 }  // namespace
+
+int thread_count_of(PyObject* object) {
+  const int count = small_integer_of("num_threads", object);
+  if (count >= 1) return count;
+  PyErr_Format(PyExc_ValueError, "num_threads = %S, expected at least 1", object);
+  throw PythonError();
+}
 
 void prepare_keywords() {
   for (size_t i = 0; i < kOptionCount; ++i) {

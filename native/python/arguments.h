@@ -28,6 +28,9 @@ struct Call {
   void finish_inputs();
 };
 
+// The value of a num_threads argument. Throws PythonError.
+int thread_count_of(PyObject* object);
+
 // "loss(logits, targets, gamma, *, threshold=0.0, ...)" for inspect.signature, and the numpydoc section.
 std::string signature_of(const char* function, Takes takes);
 std::string parameters_of(Takes takes);

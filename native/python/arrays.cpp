@@ -87,7 +87,7 @@ void View::set(const char* name, PyObject* object, Kind kind) {
   const int32_t dtype = dtype_of(owner.array());
   const bool is_float = dtype >= 0 && dtype <= GCE_FLOAT64;
   if (kind == Kind::kReal && !is_float && is_convertible_to_float64(owner.array())) {
-    owner = checked(PyArray_FROM_OT(owner.get(), NPY_DOUBLE));
+    owner = checked(PyArray_FROM_OTF(owner.get(), NPY_DOUBLE, NPY_ARRAY_FORCECAST));
     fill(owner.array(), GCE_FLOAT64, &array);
     return;
   }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "arrays.h"
 #include "errors.h"
 #include "functions.h"
@@ -34,11 +35,8 @@ void import_numpy() {
   if (_import_array() < 0 || _import_umath() < 0) throw py::error_already_set();
 }
 
-void set_num_threads(int n) {
-  if (n < 1) {
-    throw py::value_error("num_threads = " + std::to_string(n) + ", expected at least 1");
-  }
-  gce_python::set_num_threads(n);
+void set_num_threads(py::handle num_threads) {
+  translated([&] { gce_python::set_num_threads(gce_python::thread_count_of(num_threads.ptr())); });
 }
 
 std::string isa_in_use() {

@@ -25,34 +25,61 @@ inline F64 log_prob(const TargetProb& t, F64 log_p_if_small) {
                 log_one_minus(select(t.one_minus_p < half, t.one_minus_p, half)), log_p_if_small);
 }
 
-// -log(gamma + d p) / d; at d = 0 its limit 1 - p. Not for gamma = 0, where p may have underflowed.
+// -log_s / d; at d = 0 its limit.
+inline F64 minus_log_per_delta(F64 log_s, F64 delta, F64 limit) {
+  const F64 zero = broadcast(0.0);
+  return select(delta == zero, limit, (zero - log_s) / delta);
+}
+
+// -log(gamma + d p) / d. Not for gamma = 0, where p may have underflowed.
 inline F64 primitive_at(const TargetProb& t, F64 gamma) {
   const F64 zero = broadcast(0.0);
   const F64 one = broadcast(1.0);
-  const F64 half = broadcast(0.5);
   const F64 delta = one - gamma;
   const F64 u = delta * t.one_minus_p;
-  const Mask64 near_one = u < half;
-  const F64 direct = mul_add(delta, t.p, gamma);
-  const F64 v = select(near_one, one - u, direct);
+  const Mask64 near_one = u < broadcast(0.5);
+  const F64 v = select(near_one, one - u, mul_add(delta, t.p, gamma));
   const F64 lost = select(near_one, (one - v) - u, zero);
-  const F64 log_s = log(v) + lost / v;
-  return select(delta == zero, t.one_minus_p, (zero - log_s) / delta);
+  return minus_log_per_delta(log(v) + lost / v, delta, t.one_minus_p);
 }
 
-// The primitive loss with threshold, for log_p = log p.
+// -log(gamma + p) where both may be subnormal numbers, of few digits: with both times 2^512.
+constexpr double kTinyGamma = 0x1p-960;
+inline F64 primitive_of_tiny(F64 log_p, F64 gamma) {
+  const F64 shift = broadcast(512.0);
+  const Exponential p = exponential_of(log_p);
+  const F64 s = scale_by_integer(gamma, shift) + scale_by_integer(p.mantissa, p.exponent + shift);
+  return mul_add(shift, broadcast(kLn2High),
+                 mul_add(shift, broadcast(kLn2Low), broadcast(0.0) - log(s)));
+}
+
+inline F64 unthresholded_loss(const TargetProb& t, F64 log_p, F64 gamma) {
+  const F64 zero = broadcast(0.0);
+  F64 loss = primitive_at(t, gamma);
+  const Mask64 tiny = gamma < broadcast(kTinyGamma);
+  if (any(tiny)) {
+    const F64 of_tiny = select(log_p < broadcast(-600.0), primitive_of_tiny(log_p, gamma), loss);
+    loss = select(gamma == zero, zero - log_p, select(tiny, of_tiny, loss));
+  }
+  return loss;
+}
+
+// The primitive loss with threshold, for log_p = log p. At the knee t*, with c = 1 - b d:
+// s = gamma / c = 1 - d (1 - b) / c and t* = b s. Compared as logarithms, since t* may underflow.
 inline F64 primitive_loss(const TargetProb& t, F64 log_p, F64 gamma, F64 b) {
   const F64 zero = broadcast(0.0);
   const F64 one = broadcast(1.0);
-  F64 loss = select(gamma == zero, zero - log_p, primitive_at(t, gamma));
-  if (any(zero < b)) {
-    const F64 scale = mul_add(b, gamma, one - b);  // 1 - b d, which is 0 only at b = 1, gamma = 0
-    const TargetProb knee = {b * gamma / scale, (one - b) / scale};
-    const F64 log_knee = log_prob(knee, log(knee.p));
-    const F64 tail = mul_add(b, log_knee - log_p, primitive_at(knee, gamma));
-    loss = select(t.p < knee.p, tail, loss);
-  }
-  return loss;
+  const F64 half = broadcast(0.5);
+  const F64 loss = unthresholded_loss(t, log_p, gamma);
+  if (!any(zero < b)) return loss;
+  const F64 delta = one - gamma;
+  const F64 c = mul_add(b, gamma, one - b);  // 0 only at b = 1, gamma = 0: NaN from here, no tail
+  const F64 one_minus_knee = (one - b) / c;
+  const F64 u = delta * one_minus_knee;
+  const F64 log_s = select(u < half, log_one_minus(select(u < half, u, half)), log(gamma) - log(c));
+  const F64 log_knee = log(b) + log_s;
+  const F64 at_knee = minus_log_per_delta(log_s, delta, one_minus_knee);
+  return select(log_p < log_knee, mul_add(b, log_knee - log_p, at_knee), loss);
 }
 
 inline F64 surrogate_loss(F64 log_p, F64 weight) {
@@ -74,6 +101,12 @@ struct TargetStats {
   F64 gamma_over_p;
   F64 x;  // log2 of the target's exponential
 };
+
+// gamma / p for a p of 0, or as good as that.
+inline F64 gamma_over_zero(F64 gamma) {
+  const F64 zero = broadcast(0.0);
+  return select(gamma == zero, zero, broadcast(__builtin_inf()));
+}
 
 template <class Vector>
 inline TargetStats target_stats(const RowTerms& row, F64 gamma) {
@@ -97,7 +130,9 @@ inline TargetStats target_stats(const RowTerms& row, F64 gamma) {
   TargetStats stats;
   stats.prob.p = scale_by_integer(numerator / sum, exponent);
   stats.prob.one_minus_p = rest / sum;
-  stats.gamma_over_p = scale_by_integer(gamma * (sum / numerator), zero - exponent);
+  const F64 nan_if_sum_is = sum - sum;
+  stats.gamma_over_p = select(x < floor, gamma_over_zero(gamma) + nan_if_sum_is,
+                              scale_by_integer(gamma * (sum / numerator), zero - exponent));
   stats.x = mul_add(x, stretch, x);
   return stats;
 }
@@ -113,9 +148,10 @@ void target_terms(const Tile<Storage>& tile, int64_t rows, double* logit, double
                   double* exponential) {
   using Vector = typename Tile<Storage>::Vector;
   for (int64_t r = 0; r < rows; r += Vector::kLanes) {
-    const Vector z = load(tile.target_logit + r) - load(tile.shift + r);
+    const Vector target_logit = load(tile.target_logit + r);
+    const Vector z = target_logit - load(tile.shift + r);
     const Vector k = load(tile.reference + r);
-    store_as_double(logit + r, z);
+    store_as_double(logit + r, target_logit);
     store_as_double(reference + r, k);
     store_as_double(exponential + r, exp2(fused_mul_sub(z, broadcast(Log2E<Vector>::kValue), k)));
   }
@@ -169,7 +205,8 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
     const F64 gamma = load(tile->gamma + r);
     const F64 b = load(tile->threshold + r);
     const F64 row_weight = load(tile->row_weight + r);
-    const RowTerms row = {load(logit + r), load(reference + r), load(exponential + r),
+    const F64 shift = load_as_double(tile->shift + r);
+    const RowTerms row = {load(logit + r) - shift, load(reference + r), load(exponential + r),
                           load(tile->sum_high + r), load(tile->sum_low + r)};
     const F64 sum = row.sum_high + row.sum_low;
     const Mask64 ignored = load(counted + r) == zero;
@@ -179,7 +216,8 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
     if (needs.loss || needs.statistics) {
       F64 log_sum = zero;
       F64 log_p = zero;
-      if (needs.statistics || needs.surrogate || any(gamma == zero) || any(zero < b)) {
+      if (needs.statistics || needs.surrogate || any(gamma < broadcast(kTinyGamma)) ||
+          any(zero < b)) {
         log_sum = log(sum) * stretch;
         log_p = log_prob(stats.prob, mul_add(stats.x, ln2, zero - log_sum));
       }
@@ -189,7 +227,6 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
       store(tile->loss + r, counted_loss);
       loss_sum->add(counted_loss);
       store(tile->target_log_prob + r, select(ignored, zero, log_p));
-      const F64 shift = load_as_double(tile->shift + r);
       store(tile->logsumexp + r, shift + mul_add(row.reference, to_natural, log_sum));
     }
 

@@ -2,26 +2,12 @@
 //
 //   loss (l, gamma, b)   grad_weight (l, gamma, b)   gamma_grad (l, gamma) = dL/dgamma at b = 0
 //
-// l and the result are float or double; gamma and b are double always, as is the arithmetic. Any strides; out may be an input. Errors below 4 ulp.
+// l and the result are float or double; gamma and b are double always, as is the arithmetic. Any
+// strides; out may be an input. Errors below 4 ulp, of gamma_grad below 20: its subtraction cancels
+// where v is just too large for the series.
 
 namespace gce {
 namespace {
-
-// e^l = 2^exponent mantissa.
-struct Exponential {
-  F64 mantissa;
-  F64 exponent;
-};
-
-inline Exponential exponential_of(F64 l) {
-  constexpr double kLog2ELow = 0x1.777d0ffda0d24p-56;  // log2(e) - Log2E<F64>
-  const F64 log2e = broadcast(Log2E<F64>::kValue);
-  const F64 bounded = max(broadcast(-1400.0), l);  // below: e^l = 0 and gamma / p = inf; keeps NaN
-  const F64 above = select(broadcast(700.0) < bounded, broadcast(700.0), bounded);
-  const F64 whole = ceil(above * log2e);
-  const F64 fraction = mul_add(above, broadcast(kLog2ELow), fused_mul_sub(above, log2e, whole));
-  return {exp2(fraction), whole};
-}
 
 inline TargetProb target_prob_of(F64 l, const Exponential& e) {
   const F64 zero = broadcast(0.0);
@@ -44,7 +30,8 @@ inline F64 pointwise_loss(F64 l, F64 gamma, F64 b) {
 inline F64 pointwise_grad_weight(F64 l, F64 gamma, F64 b) {
   const Exponential e = exponential_of(l);
   const F64 gamma_over_p = scale_by_integer(gamma / e.mantissa, broadcast(0.0) - e.exponent);
-  return grad_weight(gamma_over_p, gamma, b);
+  return grad_weight(select(l < broadcast(kLeastLogP), gamma_over_zero(gamma), gamma_over_p), gamma,
+                     b);
 }
 
 // With s = gamma + d p, v = d (1 - p) / s and h = v / (2 + v):

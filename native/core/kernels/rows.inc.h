@@ -164,7 +164,7 @@ struct GradTerms {
 };
 
 template <class Vector>
-inline Vector grad_of(Vector z, const GradTerms<Vector>& terms) {
+[[gnu::always_inline]] inline Vector grad_of(Vector z, const GradTerms<Vector>& terms) {
   const Vector x = fused_mul_sub(z, broadcast(Log2E<Vector>::kValue), terms.reference);
   return exp2(x, terms.floor) * terms.factor;
 }

@@ -22,8 +22,11 @@ inline TargetCheck check_each(const char* targets, int32_t dtype, int64_t stride
                               int64_t classes, bool has_ignore_index, int64_t ignore_index) {
   int64_t counted = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t target = read_target(targets + i * stride, dtype);
-    if (has_ignore_index && target == ignore_index) continue;
+    const char* element = targets + i * stride;
+    const int64_t target = read_target(element, dtype);
+    const bool past_int64 =
+        dtype == GCE_UINT64 && read<uint64_t>(element) > static_cast<uint64_t>(INT64_MAX);
+    if (has_ignore_index && target == ignore_index && !past_int64) continue;
     if (target < 0 || target >= classes) return {i, counted};
     ++counted;
   }

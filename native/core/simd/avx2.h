@@ -169,48 +169,14 @@ inline F32 narrow(F64 low, F64 high) {
 }
 
 // --- powers of two -------------------------------------------------------------------------------
-// x + kMagic is rounded to an integer, and its low bits are that integer plus the exponent bias: shifted
-// up they are 2^n. Multiplied in, they keep a NaN. Out of range they are anything, for scale to mask.
-constexpr bool kFractionIsPositive = false;
-constexpr float kMagic32 = 0x1.8p23f + 127.0f;
-constexpr double kMagic64 = 0x1.8p52 + 1023.0;
-struct Split32 {
-  F32 fraction;
-  F32 shifted;  // n + kMagic
-};
-struct Split64 {
-  F64 fraction;
-  F64 shifted;
-};
-inline Split32 split(F32 x) {
-  const F32 magic = broadcast(kMagic32);
-  const F32 shifted = x + magic;
-  return {x - (shifted - magic), shifted};
-}
-inline Split64 split(F64 x) {
-  const F64 magic = broadcast(kMagic64);
-  const F64 shifted = x + magic;
-  return {x - (shifted - magic), shifted};
-}
 inline F32 power_of_two(F32 shifted) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23))};
 }
 inline F64 power_of_two(F64 shifted) {
   return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52))};
 }
-inline F32 scale(F32 x, Split32 s, Mask32 alive) {
-  return {_mm256_and_ps((x * power_of_two(s.shifted)).v, alive.m)};
-}
-inline F64 scale(F64 x, Split64 s, Mask64 alive) {
-  return {_mm256_and_pd((x * power_of_two(s.shifted)).v, alive.m)};
-}
-// In two halves, because 2^n itself may overflow or vanish where x 2^n does not.
-inline F64 scale_by_integer(F64 x, F64 n) {
-  const F64 magic = broadcast(kMagic64);
-  const F64 shifted = n * broadcast(0.5) + magic;
-  const F64 other_half = n - (shifted - magic);
-  return x * power_of_two(shifted) * power_of_two(other_half + magic);
-}
+inline F32 keep(F32 x, Mask32 mask) { return {_mm256_and_ps(x.v, mask.m)}; }
+inline F64 keep(F64 x, Mask64 mask) { return {_mm256_and_pd(x.v, mask.m)}; }
 
 // A subnormal is brought into the normal range first. log(0) = -inf, log(+inf) = +inf.
 inline F64 exponent_of(F64 x) {
@@ -234,3 +200,5 @@ inline F64 mantissa_of(F64 x) {
 
 }  // namespace
 }  // namespace gce
+
+#include "exponent_bits.inc.h"

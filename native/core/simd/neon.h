@@ -157,49 +157,17 @@ inline F64 widen_high(F32 x) { return {vcvt_high_f64_f32(x.v)}; }
 inline F32 narrow(F64 low, F64 high) { return {vcvt_high_f32_f64(vcvt_f32_f64(low.v), high.v)}; }
 
 // --- powers of two -------------------------------------------------------------------------------
-// x + kMagic is rounded to an integer, and its low bits are that integer plus the exponent bias: shifted
-// up they are 2^n. Multiplied in, they keep a NaN. Out of range they are anything, for scale to mask.
-constexpr bool kFractionIsPositive = false;
-constexpr float kMagic32 = 0x1.8p23f + 127.0f;
-constexpr double kMagic64 = 0x1.8p52 + 1023.0;
-struct Split32 {
-  F32 fraction;
-  F32 shifted;  // n + kMagic
-};
-struct Split64 {
-  F64 fraction;
-  F64 shifted;
-};
-inline Split32 split(F32 x) {
-  const F32 magic = broadcast(kMagic32);
-  const F32 shifted = x + magic;
-  return {x - (shifted - magic), shifted};
-}
-inline Split64 split(F64 x) {
-  const F64 magic = broadcast(kMagic64);
-  const F64 shifted = x + magic;
-  return {x - (shifted - magic), shifted};
-}
 inline F32 power_of_two(F32 shifted) {
   return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted.v), 23))};
 }
 inline F64 power_of_two(F64 shifted) {
   return {vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(shifted.v), 52))};
 }
-inline F32 scale(F32 x, Split32 s, Mask32 alive) {
-  const F32 product = x * power_of_two(s.shifted);
-  return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(product.v), alive.m))};
+inline F32 keep(F32 x, Mask32 mask) {
+  return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x.v), mask.m))};
 }
-inline F64 scale(F64 x, Split64 s, Mask64 alive) {
-  const F64 product = x * power_of_two(s.shifted);
-  return {vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(product.v), alive.m))};
-}
-// In two halves, because 2^n itself may overflow or vanish where x 2^n does not.
-inline F64 scale_by_integer(F64 x, F64 n) {
-  const F64 magic = broadcast(kMagic64);
-  const F64 shifted = n * broadcast(0.5) + magic;
-  const F64 other_half = n - (shifted - magic);
-  return x * power_of_two(shifted) * power_of_two(other_half + magic);
+inline F64 keep(F64 x, Mask64 mask) {
+  return {vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(x.v), mask.m))};
 }
 
 // A subnormal is brought into the normal range first. log(0) = -inf, log(+inf) = +inf.
@@ -223,3 +191,5 @@ inline F64 mantissa_of(F64 x) {
 
 }  // namespace
 }  // namespace gce
+
+#include "exponent_bits.inc.h"
