@@ -29,17 +29,18 @@ int small_integer_of(const char* name, PyObject* object) {
   return value < INT_MIN ? INT_MIN : value > INT_MAX ? INT_MAX : static_cast<int>(value);
 }
 
-// The text of a name option. What is no str, or none that C can hold, is shown to the core as Python
-// writes it, for the core's message.
+// The text of a name option. One that C cannot hold is shown to the core as Python writes it, for the
+// core's message.
 template <class Enum>
 int32_t name_of(PyObject* object, gce_status (*from_name)(const char*, Enum*)) {
+  Ref text(PyObject_Str(object));
+  if (text.get() == nullptr) throw PythonError();
   Py_ssize_t size = 0;
-  const char* name = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
-  Ref shown;
+  const char* name = PyUnicode_AsUTF8AndSize(text.get(), &size);
   if (name == nullptr || std::strlen(name) != static_cast<size_t>(size)) {
     PyErr_Clear();
-    shown = Ref(PyObject_ASCII(object));
-    name = shown.get() != nullptr ? PyUnicode_AsUTF8(shown.get()) : nullptr;
+    text = Ref(PyObject_ASCII(text.get()));
+    name = text.get() != nullptr ? PyUnicode_AsUTF8(text.get()) : nullptr;
     if (name == nullptr) throw PythonError();
   }
   Enum value;
