@@ -90,6 +90,8 @@ def _torch(case: Case, threads: int, compiled: bool) -> Work:
         log_p = torch.log_softmax(z, axis).gather(axis, y.unsqueeze(axis))
         return -(torch.log(GAMMA + (1 - GAMMA) * log_p.exp()) / (1 - GAMMA)).mean()
 
+    if compiled:
+        torch._dynamo.reset()  # it stops compiling after a few shapes
     function = torch.compile(loss, dynamic=False) if compiled else loss
 
     def work() -> Any:
