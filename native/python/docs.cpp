@@ -45,6 +45,21 @@ namespace {
   "Ji et al., \"Tailoring Language Generation Models under Total Variation Distance\", ICLR 2023,\n" \
   "arXiv:2302.13344. gamma = 1: arXiv:2508.05629.\n\n"
 
+#define GCE_LOG_P                                                                                 \
+  "Parameters\n----------\n"                                                                      \
+  "log_p : array_like of float32 or float64\n    Log-probability of the target, -inf to 0.\n"     \
+  "gamma : array_like of float\n"                                                                 \
+  "    0 <= gamma <= 1; taken in double. Elsewhere the result is NaN.\n"
+
+#define GCE_THRESHOLD                                                                             \
+  "threshold : array_like of float\n    0 <= threshold <= 1; taken in double. Elsewhere NaN.\n\n"
+
+#define GCE_RETURNS_LIKE_LOG_P                                                                    \
+  "Returns\n-------\n"                                                                            \
+  "array or scalar\n"                                                                             \
+  "    float32 for float32 (or smaller) `log_p`, and for a Python number beside arrays, as numpy's\n" \
+  "    weak scalars go; else float64.\n\n"
+
 #define GCE_EXAMPLE_INPUT                                                                         \
   ">>> import numpy as np\n>>> import gce\n"                                                      \
   ">>> logits = np.array([[2.0, 0.0, -1.0], [0.0, 0.0, 3.0]], dtype=np.float32)\n"                \
@@ -111,12 +126,8 @@ const char* const kLossFromLogProbDoc =
     "The gamma-cross-entropy of log-probabilities of the target; a numpy ufunc.\n\n"
     "``L = -log(gamma + (1 - gamma) p) / (1 - gamma)`` with ``p = exp(log_p)``, and the limit 1 - p at\n"
     "gamma = 1; below the threshold's knee its linear continuation in log p (see `loss`).\n\n"
-    "Parameters\n----------\n"
-    "log_p : array_like of float32 or float64\n    Log-probability of the target, -inf to 0.\n"
-    "gamma : array_like of float\n    0 <= gamma <= 1; taken in double. Elsewhere the result is NaN.\n"
-    "threshold : array_like of float\n    0 <= threshold <= 1; taken in double. Elsewhere NaN.\n\n"
-    "Returns\n-------\n"
-    "array or scalar\n    float32 for float32 (or smaller) `log_p`, and for a Python number beside arrays, as numpy's weak\n    scalars go; else float64.\n\n"
+    GCE_LOG_P GCE_THRESHOLD
+    GCE_RETURNS_LIKE_LOG_P
     "References\n----------\narXiv:2302.13344.\n\n"
     "Examples\n--------\n"
     ">>> import numpy as np\n>>> import gce\n"
@@ -127,12 +138,8 @@ const char* const kGradWeightDoc =
     "The factor by which the gamma-cross-entropy scales cross-entropy's gradient; a numpy ufunc.\n\n"
     "``w_b = max(threshold, p / (gamma + (1 - gamma) p))`` with ``p = exp(log_p)``: 1 for gamma = 0, p\n"
     "for gamma = 1 (at threshold 0).\n\n"
-    "Parameters\n----------\n"
-    "log_p : array_like of float32 or float64\n    Log-probability of the target, -inf to 0.\n"
-    "gamma : array_like of float\n    0 <= gamma <= 1; taken in double. Elsewhere the result is NaN.\n"
-    "threshold : array_like of float\n    0 <= threshold <= 1; taken in double. Elsewhere NaN.\n\n"
-    "Returns\n-------\n"
-    "array or scalar\n    float32 for float32 (or smaller) `log_p`, and for a Python number beside arrays, as numpy's weak\n    scalars go; else float64.\n\n"
+    GCE_LOG_P GCE_THRESHOLD
+    GCE_RETURNS_LIKE_LOG_P
     "References\n----------\narXiv:2302.13344.\n\n"
     "Examples\n--------\n"
     ">>> import numpy as np\n>>> import gce\n"
@@ -143,11 +150,8 @@ const char* const kGammaGradDoc =
     "The derivative of the gamma-cross-entropy in gamma, at threshold 0; a numpy ufunc.\n\n"
     "With ``d = 1 - gamma`` and ``s = gamma + d p``: ``-(1 - p)/(s d) - log(s)/d**2``, and its limit\n"
     "``-(1 - p)**2 / 2`` at gamma = 1. Never positive: a larger gamma means a smaller loss.\n\n"
-    "Parameters\n----------\n"
-    "log_p : array_like of float32 or float64\n    Log-probability of the target, -inf to 0.\n"
-    "gamma : array_like of float\n    0 <= gamma <= 1; taken in double. Elsewhere the result is NaN.\n\n"
-    "Returns\n-------\n"
-    "array or scalar\n    float32 for float32 (or smaller) `log_p`, and for a Python number beside arrays, as numpy's weak\n    scalars go; else float64.\n\n"
+    GCE_LOG_P "\n"
+    GCE_RETURNS_LIKE_LOG_P
     "Examples\n--------\n"
     ">>> import numpy as np\n>>> import gce\n"
     ">>> gce.gamma_grad(np.log([1.0, 0.5]), 1.0)\n"

@@ -2,7 +2,7 @@
 
     python native/tools/polynomials.py > native/core/kernels/polynomials.inc.h
 
-* ``exp2``: 2**t on [-1/2, 1/2] and on [0, 1], minimal largest relative error. For float the
+* ``exp2``: 2**t on [-1/2, 1/2] (times 2) and on [0, 1], minimal largest relative error. For float the
   constant is 1 and the others are rounded one at a time, each time fitting the rest anew by linear
   programming; for double the Chebyshev fit at 60 digits is far below half an ulp as it is.
 * ``expm1``: Chebyshev fit of (e**x - 1)/x.
@@ -84,14 +84,16 @@ def main() -> None:
     print("// Written by native/tools/polynomials.py; constant term first.")
     print("// Included by ../kernels.inc.h.\n// clang-format off\n")
     print("namespace gce {\nnamespace {\n")
-    for where, low, high in (("Centered", -0.5, 0.5), ("Positive", 0.0, 1.0)):
+    tables = (("kTwiceExp2Centered", "2 * ", -0.5, 0.5), ("kExp2Positive", "", 0.0, 1.0))
+    for what, factor, low, high in tables:
         for scalar, degree in (("float", 5), ("double", 11)):
             fit = fit_exp2_float if scalar == "float" else fit_exp2_double
             coefficients = fit(degree, low, high)
             error = largest_relative_error(coefficients, low, high)
-            name = f"kExp2{where}{'F32' if scalar == 'float' else 'F64'}"
-            comment = f"2^t on [{low}, {high}]: largest relative error {error:.2g} before rounding."
-            declare(name, scalar, coefficients, comment)
+            name = f"{what}{'F32' if scalar == 'float' else 'F64'}"
+            comment = f"{factor}2^t on [{low}, {high}]: relative error {error:.2g} before rounding."
+            times = 2.0 if factor else 1.0  # exact
+            declare(name, scalar, [times * c for c in coefficients], comment)
     comment = "R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f)."
     declare("kLog", "double", fit_log(6), comment)
     declare("kExpm1", "double", fit_expm1(12), "(e^x - 1)/x on [-1/2, 1/2].")

@@ -51,16 +51,16 @@ inline Vector horner(Vector t, const typename Vector::Scalar* coefficients) {
   return sum;
 }
 
-// The smallest x for which 2^x is a normal number.
+// From here on 2^x is a normal number, with an exponent to spare for the rounding of x to an integer.
 template <class Vector>
 struct NormalExponent;
 template <>
 struct NormalExponent<F32> {
-  static constexpr float kValue = -126.0f;
+  static constexpr float kValue = -125.0f;
 };
 template <>
 struct NormalExponent<F64> {
-  static constexpr double kValue = -1022.0;
+  static constexpr double kValue = -1021.0;
 };
 
 template <class Vector>
@@ -73,14 +73,15 @@ inline Vector normal_exponent() {
 // subnormal numbers, on which arithmetic can be a hundred times slower, out of the loops.
 inline F32 exp2(F32 x, F32 floor) {
   const Split32 parts = split(x);
-  return scale(horner<5>(parts.fraction, kFractionIsPositive ? kExp2PositiveF32 : kExp2CenteredF32),
-               parts, not_less(x, floor));
+  return scale(
+      horner<5>(parts.fraction, kFractionIsPositive ? kExp2PositiveF32 : kTwiceExp2CenteredF32),
+      parts, not_less(x, floor));
 }
 inline F64 exp2(F64 x, F64 floor) {
   const Split64 parts = split(x);
   return scale(
-      horner<11>(parts.fraction, kFractionIsPositive ? kExp2PositiveF64 : kExp2CenteredF64), parts,
-      not_less(x, floor));
+      horner<11>(parts.fraction, kFractionIsPositive ? kExp2PositiveF64 : kTwiceExp2CenteredF64),
+      parts, not_less(x, floor));
 }
 template <class Vector>
 inline Vector exp2(Vector x) {

@@ -180,68 +180,11 @@ inline UInt16X4 from_float(F32 x, const BFloat16*) {
   return __builtin_convertvector(chosen >> 16, UInt16X4);
 }
 
-// --- memory --------------------------------------------------------------------------------------
-template <class Bits>
-inline Bits load_bits(const void* p) {
-  Bits bits;
-  memcpy(&bits, p, sizeof(bits));
-  return bits;
-}
-inline F32 load(const float* p) { return {load_bits<FloatX4>(p)}; }
-inline F64 load(const double* p) { return {load_bits<DoubleX2>(p)}; }
-inline F32 load(const Float16* p) { return to_float(load_bits<UInt16X4>(p), p); }
-inline F32 load(const BFloat16* p) { return to_float(load_bits<UInt16X4>(p), p); }
-
-// n < 4 elements, without a call of memcpy.
-template <class Element>
-inline void copy_first(Element* to, const Element* from, int64_t n) {
-  const int64_t past_2 = n & 2;
-  if (n & 2) memcpy(to, from, 2 * sizeof(Element));
-  if (n & 1) memcpy(to + past_2, from + past_2, sizeof(Element));
-}
-template <class Element>
-inline F32 load_first_of_4(const Element* p, int64_t n, F32 fill) {
-  Element buffer[4] = {};
-  copy_first(buffer, p, n);
+// --- memory (see four_lanes.inc.h) ---------------------------------------------------------------
+inline Mask32 first_of_4(int64_t n) {
   const int32_t count = static_cast<int32_t>(n);
-  const Int32X4 first = Int32X4{0, 1, 2, 3} < Int32X4{count, count, count, count};
-  return select(Mask32{first}, load(buffer), fill);
+  return {Int32X4{0, 1, 2, 3} < Int32X4{count, count, count, count}};
 }
-inline F32 load_first(const float* p, int64_t n, F32 fill) { return load_first_of_4(p, n, fill); }
-inline F32 load_first(const Float16* p, int64_t n, F32 fill) { return load_first_of_4(p, n, fill); }
-inline F32 load_first(const BFloat16* p, int64_t n, F32 fill) {
-  return load_first_of_4(p, n, fill);
-}
-inline F64 load_first(const double* p, int64_t n, F64 fill) {
-  if (n > 0) memcpy(&fill.v, p, sizeof(double));
-  return fill;
-}
-
-inline void store(float* p, F32 x) { memcpy(static_cast<void*>(p), &x.v, sizeof(x.v)); }
-inline void store(double* p, F64 x) { memcpy(static_cast<void*>(p), &x.v, sizeof(x.v)); }
-inline void store(Float16* p, F32 x) {
-  const UInt16X4 bits = from_float(x, p);
-  memcpy(static_cast<void*>(p), &bits, sizeof(bits));
-}
-inline void store(BFloat16* p, F32 x) {
-  const UInt16X4 bits = from_float(x, p);
-  memcpy(static_cast<void*>(p), &bits, sizeof(bits));
-}
-template <class Element>
-inline void store_first(Element* p, F32 x, int64_t n) {
-  Element buffer[4];
-  store(buffer, x);
-  copy_first(p, buffer, n);
-}
-inline void store_first(double* p, F64 x, int64_t n) {
-  if (n > 0) memcpy(p, &x.v, sizeof(double));
-}
-template <class Element, class Vector>
-inline void stream(Element* p, Vector x) {
-  store(p, x);
-}
-inline void stream_fence() {}
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // --- powers of two -------------------------------------------------------------------------------
 inline F32 power_of_two(F32 shifted) { return from_bits(bits_of(shifted) << 23); }
@@ -276,3 +219,4 @@ inline F64 mantissa_of(F64 x) {
 }  // namespace gce
 
 #include "exponent_bits.inc.h"
+#include "four_lanes.inc.h"

@@ -87,69 +87,14 @@ inline uint16x4_t from_float(F32 x, const BFloat16*) {
   return vshrn_n_u32(vbslq_u32((x == x).m, rounded, quiet), 16);
 }
 
-// --- memory --------------------------------------------------------------------------------------
-template <class Bits>
-inline Bits load_bits(const void* p) {
-  Bits bits;
-  memcpy(&bits, p, sizeof(bits));
-  return bits;
-}
-inline F32 load(const float* p) { return {load_bits<float32x4_t>(p)}; }
-inline F64 load(const double* p) { return {load_bits<float64x2_t>(p)}; }
-inline F32 load(const Float16* p) { return to_float(load_bits<uint16x4_t>(p), p); }
-inline F32 load(const BFloat16* p) { return to_float(load_bits<uint16x4_t>(p), p); }
-
-// n < 4 elements, without a call of memcpy.
-template <class Element>
-inline void copy_first(Element* to, const Element* from, int64_t n) {
-  const int64_t past_2 = n & 2;
-  if (n & 2) memcpy(to, from, 2 * sizeof(Element));
-  if (n & 1) memcpy(to + past_2, from + past_2, sizeof(Element));
-}
-template <class Element>
-inline F32 load_first_of_4(const Element* p, int64_t n, F32 fill) {
+// --- memory (see four_lanes.inc.h) ---------------------------------------------------------------
+using FloatX4 = float32x4_t;
+using DoubleX2 = float64x2_t;
+using UInt16X4 = uint16x4_t;
+inline Mask32 first_of_4(int64_t n) {
   static const uint32_t kIndex[4] = {0, 1, 2, 3};
-  Element buffer[4] = {};
-  copy_first(buffer, p, n);
-  const Mask32 first = {vcltq_u32(vld1q_u32(kIndex), vdupq_n_u32(static_cast<uint32_t>(n)))};
-  return select(first, load(buffer), fill);
+  return {vcltq_u32(vld1q_u32(kIndex), vdupq_n_u32(static_cast<uint32_t>(n)))};
 }
-inline F32 load_first(const float* p, int64_t n, F32 fill) { return load_first_of_4(p, n, fill); }
-inline F32 load_first(const Float16* p, int64_t n, F32 fill) { return load_first_of_4(p, n, fill); }
-inline F32 load_first(const BFloat16* p, int64_t n, F32 fill) {
-  return load_first_of_4(p, n, fill);
-}
-inline F64 load_first(const double* p, int64_t n, F64 fill) {
-  if (n > 0) fill.v = vsetq_lane_f64(load_bits<double>(p), fill.v, 0);
-  return fill;
-}
-
-inline void store(float* p, F32 x) { memcpy(static_cast<void*>(p), &x.v, sizeof(x.v)); }
-inline void store(double* p, F64 x) { memcpy(static_cast<void*>(p), &x.v, sizeof(x.v)); }
-inline void store(Float16* p, F32 x) {
-  const uint16x4_t bits = from_float(x, p);
-  memcpy(static_cast<void*>(p), &bits, sizeof(bits));
-}
-inline void store(BFloat16* p, F32 x) {
-  const uint16x4_t bits = from_float(x, p);
-  memcpy(static_cast<void*>(p), &bits, sizeof(bits));
-}
-template <class Element>
-inline void store_first(Element* p, F32 x, int64_t n) {
-  Element buffer[4];
-  store(buffer, x);
-  copy_first(p, buffer, n);
-}
-inline void store_first(double* p, F64 x, int64_t n) {
-  if (n > 0) memcpy(p, &x.v, sizeof(double));
-}
-// Plain stores: the compilers offer no intrinsic for STNP.
-template <class Element, class Vector>
-inline void stream(Element* p, Vector x) {
-  store(p, x);
-}
-inline void stream_fence() {}
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 // --- conversion ----------------------------------------------------------------------------------
 inline F64 widen_low(F32 x) { return {vcvt_f64_f32(vget_low_f32(x.v))}; }
@@ -193,3 +138,4 @@ inline F64 mantissa_of(F64 x) {
 }  // namespace gce
 
 #include "exponent_bits.inc.h"
+#include "four_lanes.inc.h"
