@@ -167,7 +167,7 @@ inline F64 grad_floor(F64 factor) {
   const F64 zero = broadcast(0.0);
   const F64 normal = broadcast(kNormal);
   const F64 magnitude = max(max(factor, zero - factor), broadcast(0x1p-1022));
-  const F64 exact = normal - exponent_of(magnitude);
+  const F64 exact = broadcast(kNormal - 1.0) - exponent_of(magnitude);
   const F64 most = broadcast(kNegligible);
   return max(normal, select(exact < most, exact, most));
 }
