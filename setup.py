@@ -33,7 +33,7 @@ AARCH64 = ("aarch64", "arm64")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2, "-mprefer-vector-width=512")
 
-# Which ISAs exist is said here alone: dispatch.cpp learns of each through GCE_HAVE_<NAME>.
+# Which ISAs are compiled is said here alone: dispatch.cpp learns of each through GCE_HAVE_<NAME>.
 ISAS = (
     Isa("baseline", (), ()),
     Isa("avx2", X86_64, AVX2),

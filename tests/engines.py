@@ -153,7 +153,7 @@ def build_program(
             objects = list(pool.map(compile_unit, range(len(units))))
         linked = f"{scratch}/{name}"
         _call([compiler, *objects, "-pthread", *flags, *link_flags, "-o", linked])
-        # Another session may be at the same: whoever is last replaces the same with the same.
+        # Another test run may be at the same: whoever is last replaces the same with the same.
         beside = f"{program}.{os.getpid()}"
         shutil.move(linked, beside)
         os.replace(beside, program)

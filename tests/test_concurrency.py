@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -402,3 +403,51 @@ def test_no_call_needs_more_memory_than_its_result(shape, axis, view, dtype):
     size = row * shape[0]
     assert new <= size + allowed
     assert new > 0.9 * size  # or the measurement measures nothing
+
+
+# Arguments are the caller's to change, even while a call runs: results are then anything, but
+# nothing is read or written out of bounds.
+
+CHANGED_MEANWHILE = """
+import threading
+import numpy as np
+import gce
+
+logits = np.zeros((200_000, 40), "f4")
+targets = np.zeros(200_000, np.int64)
+done = threading.Event()
+
+def change():
+    while not done.is_set():
+        targets[:] = 2**40
+        targets[:] = 0
+
+thread = threading.Thread(target=change)
+thread.start()
+for _ in range(40):
+    try:
+        gce.loss_and_grad(logits, targets, 0.5)
+    except IndexError:
+        pass
+done.set()
+thread.join()
+"""
+
+
+def test_targets_that_change_during_a_call():
+    done = subprocess.run([sys.executable, "-c", CHANGED_MEANWHILE], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_array_changed_by_a_later_argument():
+    logits = np.zeros((400, 30), np.float32)
+
+    class Reshaping:
+        def __array__(self, dtype=None, copy=None):
+            logits.shape = (12_000,)
+            return np.array(0.1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy deprecates setting the shape
+        with pytest.raises(ValueError, match=r"^targets has shape \(400,\), expected \(\)"):
+            gce.loss_and_grad(logits, np.zeros(400, int), Reshaping())

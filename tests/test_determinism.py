@@ -303,3 +303,25 @@ def test_outer_axes_are_rows_in_order(isa, dtype):
                 if name not in ("weight", "axis")
             }
             assert bits(gce.loss_and_grad(**folded, reduction=reduction)) == want
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("classes", [1, 5, 40, 1030])
+def test_bits_of_nan(isa, classes, bad):
+    # A NaN's sign would otherwise depend on the order of operations, and so on the layout.
+    logits = np.zeros((3, classes), np.float32)
+    logits[1, 0] = bad
+    targets = np.zeros(3, int)
+    options = {"targets": targets, "gamma": 0.5, "reduction": "none"}
+    loss, grad = gce.loss_and_grad(logits, **options)
+    assert np.isnan(loss).tolist() == [False, True, False]
+    assert np.isnan(grad[1]).all()
+    strided = np.zeros((3, 2 * classes), np.float32)[:, ::2]
+    strided[...] = logits
+    for other in (strided, np.asfortranarray(logits)):
+        its_loss, its_grad = gce.loss_and_grad(other, **options)
+        assert its_loss.tobytes() == loss.tobytes()
+        assert its_grad.tobytes() == grad.tobytes()
+    alone, its_grad = gce.loss_and_grad(logits[1], 0, 0.5)
+    assert alone.tobytes() == loss[1].tobytes()
+    assert its_grad.tobytes() == grad[1].tobytes()

@@ -342,7 +342,7 @@ def test_losses_and_gradients_down_to_the_smallest(isa, dtype, gamma):
         want_loss, want_grad = reference.loss_and_grad(
             logits, np.zeros(len(gaps), np.int64), gamma, reduction="none"
         )
-        # The promises of section 4, for the loss in relative terms throughout.
+        # The promised accuracy, for the loss in relative terms throughout.
         rounding = 1e-14 if dtype == "float64" else 1e-6
         np.testing.assert_allclose(loss, want_loss, rtol=rounding, atol=0.0)
         # For w also in float64: e^-ℓ is 2^x, and x of up to 1075 is rounded by 1.1e-13. Below the

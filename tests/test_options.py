@@ -573,3 +573,18 @@ def test_row_stats_share_the_losses_log_prob(isa):
     logits, targets = make_logits("float64", SHAPE), targets_with(-100)
     loss = gce.loss(logits, targets, 0.0, reduction="none")
     np.testing.assert_array_equal(-gce.row_stats(logits, targets).target_log_prob + 0.0, loss + 0.0)
+
+
+def test_means_of_unusual_weights():
+    logits = np.array([[1.0, 2.0], [3.0, 1.0]])
+    plain = gce.loss_and_grad(logits, [0, 0], 0.5)
+    tiny = gce.loss_and_grad(logits, [0, 0], 0.5, weight=[2.0**-1030] * 2)
+    for one, other in zip(plain, tiny, strict=True):
+        # A loss times 2**-1030 is subnormal, with 44 bits left.
+        np.testing.assert_allclose(one, other, rtol=2.0**-42)
+    with np.errstate(divide="ignore"):
+        cancelling = gce.loss(logits, [0, 0], 0.5, sample_weight=[1.0, -1.0])
+    assert np.isinf(cancelling)  # not 0: something was counted
+    large = [1.0, 1e100, 1.0, -1e100]
+    mean = gce.loss(np.zeros((4, 2)), [0] * 4, 0.0, sample_weight=large)
+    assert mean == pytest.approx(np.log(2), rel=1e-15)

@@ -13,7 +13,7 @@ import gce
 from faults import arguments, call_in_vain
 
 IN_PART = "^out overlaps logits in part, expected either logits itself or memory of its own$"
-SHARED = "^out has elements that share memory, expected each to have its own$"
+SHARED = "^out has elements that may share memory, expected each to have its own$"
 
 
 def of_same_memory(dtype: str = "float32") -> np.ndarray:

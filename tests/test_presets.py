@@ -8,7 +8,7 @@ import pytest
 
 from gce import presets, reference
 
-# arXiv 2302.13344 by way of the specification, section 3: γ, b, ε.
+# arXiv 2302.13344: γ, b, ε.
 PAPER = {
     "IWSLT14_DE_EN": (0.1, 0.3, 0.1),
     "GIGAWORD": (0.8, 0.2, 0.1),

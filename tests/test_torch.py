@@ -33,7 +33,7 @@ SHAPES = {  # (N, C, ...), the class axis second as PyTorch has it; and (C,)
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # PyTorch works in the logits' own precision: 1e-6 is a dozen roundings of its float32, 1e-14 the
-# promise of section 4. Sums of rows in float32 are good to some 1e-7 more.
+# promised accuracy. Sums of rows in float32 are good to some 1e-7 more.
 RTOL = {"float16": 2e-6, "bfloat16": 2e-6, "float32": 2e-6, "float64": 2e-14}
 ATOL = {"float16": 1e-6, "bfloat16": 1e-6, "float32": 1e-6, "float64": 1e-14}
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 0.0, "float64": 0.0}

@@ -61,7 +61,7 @@ struct RowProblem {
   int32_t reduction;  // a gce_reduction
   bool has_ignore_index;
   int64_t ignore_index;
-  double grad_scale;  // 1 / divisor of the mean, else 1
+  double divisor;  // of the mean, else 1; infinite where nothing is counted
 
   // Set by KernelTable::lay_out:
   Layout layout;
@@ -76,6 +76,14 @@ struct PairSum {
   double high;
   double low;
 };
+
+// Knuth's two-sum: what high + x rounds away goes to low.
+static inline void add_exactly(PairSum* sum, double x) {
+  const double total = sum->high + x;
+  const double back = total - sum->high;
+  sum->low += (sum->high - (total - back)) + (x - back);
+  sum->high = total;
+}
 
 struct TargetCheck {
   int64_t first_invalid;  // index of the first target outside [0, V) that is not ignored; n if none

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "dispatch.h"
+#include "row_options.h"
 #include "storage.h"
 #include "validate.h"
 
@@ -64,12 +65,6 @@ double value_of(const PairSum& sum) {
   return std::isfinite(sum.high) ? sum.high + sum.low : sum.high;
 }
 
-PairSum add(const PairSum& a, const PairSum& b) {  // Knuth's two-sum
-  const double high = a.high + b.high;
-  const double back = high - a.high;
-  return {high, a.low + b.low + ((a.high - (high - back)) + (b.high - back))};
-}
-
 }  // namespace
 
 Plan::Plan(const gce_problem& problem, int32_t max_workers) : kernels_(&kernels()) {
@@ -100,28 +95,18 @@ void Plan::lay_out_axes(const gce_problem& problem) {
 
   const gce_array none = {};
   const bool loss_per_row = problem.reduction == GCE_REDUCTION_NONE;
-  const struct {
-    RowArrayId id;
-    const gce_array& array;
-    bool has_classes;
-  } arrays[] = {{kLogits, logits, true},
-                {kTargets, problem.targets, false},
-                {kGamma, problem.gamma, false},
-                {kThreshold, problem.threshold, false},
-                {kSampleWeight, problem.sample_weight, false},
-                {kGradOutput, problem.grad_output, false},
-                {kLoss, loss_per_row ? problem.loss : none, false},
-                {kGrad, problem.grad, true},
-                {kTargetLogProb, problem.target_log_prob, false},
-                {kLogsumexp, problem.logsumexp, false},
-                {kArgmax, problem.argmax, false}};
-  static_assert(sizeof(arrays) / sizeof(arrays[0]) == kRowArrayCount, "one entry per row array");
-  for (const auto& entry : arrays) {
-    RowArray* row_array = &rows_.arrays[entry.id];
-    row_array->data = nullptr;
-    if (entry.array.data == nullptr) continue;
-    set_row_array(entry.array, logits, axis, entry.has_classes ? axis : -1, row_array);
-  }
+  const auto place = [&](RowArrayId id, const gce_array& array, int32_t skip) {
+    rows_.arrays[id].data = nullptr;
+    if (array.data != nullptr) set_row_array(array, logits, axis, skip, &rows_.arrays[id]);
+  };
+  place(kLogits, logits, axis);
+  place(kGrad, problem.grad, axis);
+  place(kTargets, problem.targets, -1);
+  for (const RowOption& option : kRowOptions) place(option.id, problem.*option.array, -1);
+  place(kLoss, loss_per_row ? problem.loss : none, -1);
+  place(kTargetLogProb, problem.target_log_prob, -1);
+  place(kLogsumexp, problem.logsumexp, -1);
+  place(kArgmax, problem.argmax, -1);
   merge_axes(&rows_);
 
   rows_.weight = static_cast<const char*>(problem.weight.data);
@@ -134,13 +119,12 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   loss_ = loss_per_row ? none : problem.loss;
 }
 
-void Plan::set_divisor(const gce_problem& problem, double sum_of_weights) {
-  divisor_ = 1.0;
-  if (problem.reduction == GCE_REDUCTION_MEAN) {
-    divisor_ = problem.has_normalizer ? problem.normalizer : sum_of_weights;
-  }
+void Plan::set_divisor(const gce_problem& problem, const RowWeights& weights) {
+  rows_.divisor = 1.0;
+  if (problem.reduction != GCE_REDUCTION_MEAN) return;
   // Nothing counted: the mean and its gradient are 0, not 0/0.
-  rows_.grad_scale = divisor_ == 0.0 ? 0.0 : 1.0 / divisor_;
+  rows_.divisor = weights.any ? weights.sum : HUGE_VAL;
+  if (problem.has_normalizer) rows_.divisor = problem.normalizer;
 }
 
 void Plan::allocate() {
@@ -165,8 +149,11 @@ void Plan::work(int32_t worker) {
 void Plan::finish() {
   if (loss_.data == nullptr) return;
   PairSum total = {0.0, 0.0};
-  for (const PairSum& sum : chunk_sums_) total = add(total, sum);
-  const double loss = divisor_ == 0.0 ? 0.0 : value_of(total) / divisor_;
+  for (const PairSum& sum : chunk_sums_) {
+    add_exactly(&total, sum.high);
+    total.low += sum.low;
+  }
+  const double loss = std::isinf(rows_.divisor) ? 0.0 : value_of(total) / rows_.divisor;
   char* out = static_cast<char*>(loss_.data);
   if (loss_.dtype == GCE_FLOAT64) {
     write(out, loss);

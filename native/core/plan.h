@@ -10,6 +10,7 @@
 
 #include "gce/gce.h"
 #include "kernel_table.h"
+#include "validate.h"
 
 namespace gce {
 
@@ -30,13 +31,12 @@ class Plan {
 
  private:
   void lay_out_axes(const gce_problem& problem);
-  void set_divisor(const gce_problem& problem, double sum_of_weights);
+  void set_divisor(const gce_problem& problem, const RowWeights& weights);
   void allocate();
 
   RowProblem rows_;
   const KernelTable* kernels_;
   gce_array loss_;  // the reduced loss, if wanted
-  double divisor_;
   int64_t chunks_;
   int32_t workers_;
   std::atomic<int64_t> next_chunk_{0};

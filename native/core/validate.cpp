@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "overlap.h"
+#include "row_options.h"
 #include "row_runs.h"
 #include "storage.h"
 
@@ -96,18 +97,11 @@ void check_options(const gce_problem& p) {
   if (wants_loss && !is_given(p.gamma)) {
     fail(GCE_VALUE_ERROR, "gamma is missing, expected a number from 0 to 1, or one per row");
   }
-  const struct {
-    const char* name;
-    const gce_array& array;
-    bool scalar_allowed;
-  } per_row[] = {{"gamma", p.gamma, true},
-                 {"threshold", p.threshold, true},
-                 {"sample_weight", p.sample_weight, false},
-                 {"grad_output", p.grad_output, true}};
-  for (const auto& option : per_row) {
-    if (!is_given(option.array)) continue;
-    require_float(option.name, option.array);
-    require_row_shape(option.name, option.array, p, option.scalar_allowed);
+  for (const RowOption& option : kRowOptions) {
+    const gce_array& array = p.*option.array;
+    if (!is_given(array)) continue;
+    require_float(option.name, array);
+    require_row_shape(option.name, array, p, option.scalar_allowed);
   }
   if (is_given(p.grad_output) && p.grad_output.ndim > 0 && p.reduction != GCE_REDUCTION_NONE) {
     fail(GCE_VALUE_ERROR, "grad_output has shape ", shape_text(p.grad_output),
@@ -139,7 +133,14 @@ void require_output(const char* name, const gce_array& a, int32_t dtype, const c
   }
   if (a.readonly) fail(GCE_VALUE_ERROR, name, " is read-only, expected a writeable array");
   if (overlaps_itself(a)) {
-    fail(GCE_VALUE_ERROR, name, " has elements that share memory, expected each to have its own");
+    fail(GCE_VALUE_ERROR, name,
+         " has elements that may share memory, expected each to have its own");
+  }
+}
+
+void require_apart(const gce_array& out, const char* name, const gce_array& input) {
+  if (arrays_overlap(out, input)) {
+    fail(GCE_VALUE_ERROR, "out overlaps ", name, ", expected memory of its own");
   }
 }
 
@@ -154,20 +155,9 @@ void check_grad(const gce_problem& p) {
     fail(GCE_VALUE_ERROR,
          "out overlaps logits in part, expected either logits itself or memory of its own");
   }
-  const struct {
-    const char* name;
-    const gce_array& array;
-  } inputs[] = {{"targets", p.targets},
-                {"gamma", p.gamma},
-                {"threshold", p.threshold},
-                {"weight", p.weight},
-                {"sample_weight", p.sample_weight},
-                {"grad_output", p.grad_output}};
-  for (const auto& input : inputs) {
-    if (arrays_overlap(p.grad, input.array)) {
-      fail(GCE_VALUE_ERROR, "out overlaps ", input.name, ", expected memory of its own");
-    }
-  }
+  require_apart(p.grad, "targets", p.targets);
+  require_apart(p.grad, "weight", p.weight);
+  for (const RowOption& option : kRowOptions) require_apart(p.grad, option.name, p.*option.array);
 }
 
 void check_row_output(const char* name, const gce_array& a, int32_t dtype, const gce_problem& p) {
@@ -239,8 +229,9 @@ void check_unit_range(const char* name, const gce_problem& p, const gce_array& a
   });
 }
 
-double check_target_values(const gce_problem& p, const RowProblem& rows,
-                           const KernelTable& kernels) {
+// Returns how many targets are counted.
+int64_t check_target_values(const gce_problem& p, const RowProblem& rows,
+                            const KernelTable& kernels) {
   const RowArray& targets = rows.arrays[kTargets];
   const int64_t stride = targets.strides[rows.ndim - 1];
   int64_t counted = 0;
@@ -253,13 +244,13 @@ double check_target_values(const gce_problem& p, const RowProblem& rows,
     }
     counted += check.counted;
   });
-  return static_cast<double>(counted);
+  return counted;
 }
 
-// The sum of class weight times sample weight over the counted rows, in row order.
-double sum_of_weights(const RowProblem& rows) {
-  double sum = 0.0;
-  double lost = 0.0;  // Kahan's compensation: the divisor is as exact as the losses' sum
+// Over the counted rows, of class weight times sample weight.
+RowWeights sum_of_weights(const RowProblem& rows) {
+  PairSum sum = {0.0, 0.0};
+  bool any = false;
   const RowArray& targets = rows.arrays[kTargets];
   const RowArray& sample = rows.arrays[kSampleWeight];
   const int d = rows.ndim - 1;
@@ -268,6 +259,7 @@ double sum_of_weights(const RowProblem& rows) {
       const int64_t target =
           read_target(targets.data + offsets[kTargets] + i * targets.strides[d], targets.dtype);
       if (rows.has_ignore_index && target == rows.ignore_index) continue;
+      if (target < 0 || target >= rows.classes) continue;  // changed since it was checked
       double weight = 1.0;
       if (rows.weight != nullptr) {
         weight = read_real(rows.weight + target * rows.weight_stride, rows.weight_dtype);
@@ -276,13 +268,11 @@ double sum_of_weights(const RowProblem& rows) {
         weight *=
             read_real(sample.data + offsets[kSampleWeight] + i * sample.strides[d], sample.dtype);
       }
-      const double term = weight - lost;
-      const double next = sum + term;
-      lost = (next - sum) - term;
-      sum = next;
+      any = any || weight != 0.0;
+      add_exactly(&sum, weight);
     }
   });
-  return sum;
+  return {std::isfinite(sum.high) ? sum.high + sum.low : sum.high, any};
 }
 
 }  // namespace
@@ -298,15 +288,16 @@ void validate_arguments(const gce_problem& problem) {
   check_outputs(problem);
 }
 
-double validate_elements(const gce_problem& problem, const RowProblem& rows,
-                         const KernelTable& kernels) {
+RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
+                             const KernelTable& kernels) {
   check_unit_range("gamma", problem, problem.gamma, rows, kGamma);
   check_unit_range("threshold", problem, problem.threshold, rows, kThreshold);
-  const double counted = check_target_values(problem, rows, kernels);
+  const int64_t counted = check_target_values(problem, rows, kernels);
   const bool weighted = rows.weight != nullptr || rows.arrays[kSampleWeight].data != nullptr;
-  return weighted && problem.reduction == GCE_REDUCTION_MEAN && !problem.has_normalizer
-             ? sum_of_weights(rows)
-             : counted;
+  if (weighted && problem.reduction == GCE_REDUCTION_MEAN && !problem.has_normalizer) {
+    return sum_of_weights(rows);
+  }
+  return {static_cast<double>(counted), counted > 0};
 }
 
 gce_reduction reduction_from_name(const char* name) {

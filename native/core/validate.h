@@ -10,10 +10,16 @@ namespace gce {
 // Checks dtypes, shapes, options and overlaps; throws Error.
 void validate_arguments(const gce_problem& problem);
 
+// The weights of the counted rows: their sum, and whether there is one that is not 0.
+struct RowWeights {
+  double sum;
+  bool any;
+};
+
 // Checks what needs every element: targets, gamma, threshold. `rows` is the laid-out problem. Returns the
-// sum over the counted rows of their weights, the divisor of the mean.
-double validate_elements(const gce_problem& problem, const RowProblem& rows,
-                         const KernelTable& kernels);
+// weights for the mean.
+RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
+                             const KernelTable& kernels);
 
 gce_reduction reduction_from_name(const char* name);
 gce_value value_from_name(const char* name);

@@ -12,6 +12,7 @@ namespace {
 int64_t integer_of(const char* name, PyObject* object) {
   const Ref index(PyNumber_Index(object));
   if (index.get() == nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw PythonError();
     PyErr_Format(PyExc_TypeError, "%s has type %s, expected int", name, Py_TYPE(object)->tp_name);
     throw PythonError();
   }
@@ -26,7 +27,9 @@ int64_t integer_of(const char* name, PyObject* object) {
 
 int small_integer_of(const char* name, PyObject* object) {
   const int64_t value = integer_of(name, object);
-  return value < INT_MIN ? INT_MIN : value > INT_MAX ? INT_MAX : static_cast<int>(value);
+  if (value >= INT_MIN && value <= INT_MAX) return static_cast<int>(value);
+  PyErr_Format(PyExc_ValueError, "%s = %S, expected a 32-bit integer", name, object);
+  throw PythonError();
 }
 
 // The text of a name option. One that C cannot hold is shown to the core as Python writes it, for the
@@ -48,12 +51,7 @@ int32_t name_of(PyObject* object, gce_status (*from_name)(const char*, Enum*)) {
   return value;
 }
 
-void set_threshold(Call* c, PyObject* o) { c->threshold.set("threshold", o, Kind::kReal); }
 void set_value(Call* c, PyObject* o) { c->problem.value = name_of(o, gce_value_from_name); }
-void set_weight(Call* c, PyObject* o) { c->weight.set("weight", o, Kind::kReal); }
-void set_sample_weight(Call* c, PyObject* o) {
-  c->sample_weight.set("sample_weight", o, Kind::kReal);
-}
 void set_ignore_index(Call* c, PyObject* o) {
   c->problem.has_ignore_index = 1;
   c->problem.ignore_index = integer_of("ignore_index", o);
@@ -66,18 +64,27 @@ void set_normalizer(Call* c, PyObject* o) {
   c->problem.has_normalizer = 1;
 }
 void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
-void set_grad_output(Call* c, PyObject* o) { c->grad_output.set("grad_output", o, Kind::kReal); }
-void set_out(Call* c, PyObject* o) { c->out.set_output("out", o); }
+void set_out(Call* c, PyObject* o) { c->out.take_output("out", o); }
 void set_num_threads(Call* c, PyObject* o) { c->num_threads = thread_count_of(o); }
 
 // What None means for an option.
 enum class None { kAbsent, kIsAnError };
 
+// How an option is taken: by a function, or as an array that goes into this field of the problem.
+struct Setter {
+  void (*function)(Call*, PyObject*);
+  View Call::* view = nullptr;
+  gce_array gce_problem::* field = nullptr;
+};
+constexpr Setter array_option(View Call::* view, gce_array gce_problem::* field) {
+  return {nullptr, view, field};
+}
+
 struct Option {
   const char* name;
   const char* default_text;
   None none;
-  void (*set)(Call*, PyObject*);
+  Setter set;
   unsigned takes;
   const char* type;
   const char* documentation;  // lines of the numpydoc entry
@@ -86,39 +93,76 @@ struct Option {
 constexpr unsigned kLosses = kLossFunction | kLossAndGrad;
 
 constexpr Option kOptions[] = {
-    {"threshold", "0.0", None::kIsAnError, set_threshold, kLosses, "float or array of float",
+    {"threshold", "0.0", None::kIsAnError, array_option(&Call::threshold, &gce_problem::threshold),
+     kLosses, "float or array of float",
      "Threshold b on the gradient weight, 0 <= b <= 1: a scalar, or one per row (the shape of\n"
      "`targets`). b = 1 is cross-entropy for every `gamma`."},
-    {"value", "\"primitive\"", None::kIsAnError, set_value, kLosses,
+    {"value",
+     "\"primitive\"",
+     None::kIsAnError,
+     {set_value},
+     kLosses,
      "{\"primitive\", \"surrogate\"}",
      "``\"primitive\"``: the antiderivative, so that finite differences of the loss give the\n"
      "gradient. ``\"surrogate\"``: ``w_b * -log(p)`` with ``w_b`` held constant, as in the paper.\n"
      "The gradient is the same."},
-    {"weight", "None", None::kAbsent, set_weight, kLosses, "array of float, shape (V,), optional",
+    {"weight", "None", None::kAbsent, array_option(&Call::weight, &gce_problem::weight), kLosses,
+     "array of float, shape (V,), optional",
      "Class weights: a row's loss and gradient are multiplied by ``weight[target]``."},
-    {"sample_weight", "None", None::kAbsent, set_sample_weight, kLosses,
+    {"sample_weight", "None", None::kAbsent,
+     array_option(&Call::sample_weight, &gce_problem::sample_weight), kLosses,
      "array of float, shape of `targets`, optional", "Multiplies each row's loss and gradient."},
-    {"ignore_index", "-100", None::kAbsent, set_ignore_index, kLosses | kRowStats, "int or None",
+    {"ignore_index",
+     "-100",
+     None::kAbsent,
+     {set_ignore_index},
+     kLosses | kRowStats,
+     "int or None",
      "Rows with this target have loss 0 and gradient 0 and are not counted by the mean. None: no\n"
      "row is ignored."},
-    {"reduction", "\"mean\"", None::kIsAnError, set_reduction, kLosses,
+    {"reduction",
+     "\"mean\"",
+     None::kIsAnError,
+     {set_reduction},
+     kLosses,
      "{\"mean\", \"sum\", \"none\"}",
      "What is made of the rows' losses. ``\"mean\"`` divides by the sum of the counted rows' "
      "weights\n"
      "(`weight` times `sample_weight`), or by `normalizer`."},
-    {"normalizer", "None", None::kAbsent, set_normalizer, kLosses, "float, optional",
+    {"normalizer",
+     "None",
+     None::kAbsent,
+     {set_normalizer},
+     kLosses,
+     "float, optional",
      "The divisor of ``reduction=\"mean\"`` in place of the sum of weights; finite, > 0."},
-    {"axis", "-1", None::kIsAnError, set_axis, kLosses | kRowStats, "int",
+    {"axis",
+     "-1",
+     None::kIsAnError,
+     {set_axis},
+     kLosses | kRowStats,
+     "int",
      "The class axis of `logits`."},
-    {"grad_output", "1.0", None::kIsAnError, set_grad_output, kLossAndGrad,
+    {"grad_output", "1.0", None::kIsAnError,
+     array_option(&Call::grad_output, &gce_problem::grad_output), kLossAndGrad,
      "float or array of float",
      "Upstream gradient, multiplies the gradient: a scalar, or with ``reduction=\"none\"`` one "
      "per\n"
      "row."},
-    {"out", "None", None::kAbsent, set_out, kLossAndGrad, "numpy.ndarray, optional",
+    {"out",
+     "None",
+     None::kAbsent,
+     {set_out},
+     kLossAndGrad,
+     "numpy.ndarray, optional",
      "Receives the gradient and is returned: dtype and shape of `logits`. It may be `logits`\n"
      "itself (in place), but not overlap it or another argument otherwise."},
-    {"num_threads", "None", None::kAbsent, set_num_threads, kLosses | kRowStats, "int, optional",
+    {"num_threads",
+     "None",
+     None::kAbsent,
+     {set_num_threads},
+     kLosses | kRowStats,
+     "int, optional",
      "Threads for this call at most; see `set_num_threads`. No result depends on it."},
 };
 constexpr size_t kOptionCount = std::size(kOptions);
@@ -135,21 +179,23 @@ bool is_keyword(PyObject* keyword, PyObject* interned) {
 
 void set_positional(Call* call, int i, PyObject* object) {
   if (i == 0) {
-    call->logits.set("logits", object, Kind::kFloat);
+    call->logits.take("logits", object, Kind::kFloat);
   } else if (i == 1) {
-    call->targets.set("targets", object, Kind::kInteger);
+    call->targets.take("targets", object, Kind::kInteger);
   } else {
-    call->gamma.set("gamma", object, Kind::kReal);
+    call->gamma.take("gamma", object, Kind::kReal);
   }
 }
 
 void set_option(Call* call, const Option& option, PyObject* object) {
-  if (object != Py_None) {
-    option.set(call, object);
+  if (object != Py_None && option.set.view != nullptr) {
+    (call->*option.set.view).take(option.name, object, Kind::kReal);
+  } else if (object != Py_None) {
+    option.set.function(call, object);
   } else if (option.none == None::kIsAnError) {
     PyErr_Format(PyExc_TypeError, "%s = None, expected %s", option.name, option.type);
     throw PythonError();
-  } else if (option.set == set_ignore_index) {
+  } else if (option.set.function == set_ignore_index) {
     call->problem.has_ignore_index = 0;
   }
 }
@@ -175,8 +221,8 @@ int positional_named(Takes takes, PyObject* keyword) {
 }  // namespace
 
 int thread_count_of(PyObject* object) {
-  const int count = small_integer_of("num_threads", object);
-  if (count >= 1) return count;
+  const int64_t count = integer_of("num_threads", object);
+  if (count >= 1) return static_cast<int>(count < INT_MAX ? count : INT_MAX);
   PyErr_Format(PyExc_ValueError, "num_threads = %S, expected at least 1", object);
   throw PythonError();
 }
@@ -226,14 +272,13 @@ void Call::parse(const char* function, Takes takes, PyObject* const* args, Py_ss
   }
 }
 
-void Call::finish_inputs() {
-  problem.logits = logits.array;
-  problem.targets = targets.array;
-  problem.gamma = gamma.array;
-  problem.threshold = threshold.array;
-  problem.weight = weight.array;
-  problem.sample_weight = sample_weight.array;
-  problem.grad_output = grad_output.array;
+void Call::look_at_inputs() {
+  problem.logits = logits.look();
+  problem.targets = targets.look();
+  problem.gamma = gamma.look();
+  for (const Option& option : kOptions) {
+    if (option.set.view != nullptr) problem.*option.set.field = (this->*option.set.view).look();
+  }
 }
 
 std::string signature_of(const char* function, Takes takes) {

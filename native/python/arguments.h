@@ -1,5 +1,6 @@
 // The options of the public functions: one table gives each its keyword, default, documentation and effect.
-// Signatures and docstrings are made from it; adding an option is adding one row (and its field in gce.h).
+// Signatures and docstrings are made from it; adding an option to the Python face is adding one row, and for an
+// array option the View that holds it.
 #ifndef GCE_PYTHON_ARGUMENTS_H_
 #define GCE_PYTHON_ARGUMENTS_H_
 
@@ -16,7 +17,7 @@ enum Takes : unsigned { kLossFunction = 1, kLossAndGrad = 2, kRowStats = 4 };
 struct Call {
   gce_problem problem;
   View logits, targets, gamma;
-  View threshold, weight, sample_weight, grad_output;
+  View threshold, weight, sample_weight, grad_output;  // one for each array option
   View out;
   int num_threads = 0;  // 0: the process setting
 
@@ -24,8 +25,8 @@ struct Call {
   // Takes the vectorcall arguments of one function. Throws PythonError.
   void parse(const char* function, Takes takes, PyObject* const* args, Py_ssize_t positional,
              PyObject* keywords);
-  // Copies the views' arrays into the problem.
-  void finish_inputs();
+  // Puts the arrays into the problem; after the last Python code that parsing may run.
+  void look_at_inputs();
 };
 
 // The value of a num_threads argument. Throws PythonError.

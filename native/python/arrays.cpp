@@ -46,14 +46,14 @@ int32_t dtype_of(PyArrayObject* array) {
   return is_bfloat16(PyArray_DESCR(array)) ? GCE_BFLOAT16 : -1;
 }
 
+const char* expectation(Kind kind) {
+  return kind == Kind::kInteger ? "an integer dtype" : "float16, bfloat16, float32 or float64";
+}
+
 [[noreturn]] void fail_dtype(const char* name, PyArrayObject* array, const char* expected) {
   PyErr_Format(PyExc_TypeError, "%s has dtype %S, expected %s", name,
                reinterpret_cast<PyObject*>(PyArray_DESCR(array)), expected);
   throw PythonError();
-}
-
-const char* expectation(Kind kind) {
-  return kind == Kind::kInteger ? "an integer dtype" : "float16, bfloat16, float32 or float64";
 }
 
 bool is_convertible_to_float64(PyArrayObject* array) {
@@ -61,13 +61,24 @@ bool is_convertible_to_float64(PyArrayObject* array) {
   return PyTypeNum_ISINTEGER(typenum) || PyTypeNum_ISBOOL(typenum) || PyTypeNum_ISFLOAT(typenum);
 }
 
-void fill(PyArrayObject* array, int32_t dtype, gce_array* out) {
-  out->data = PyArray_DATA(array);
-  out->shape = reinterpret_cast<const int64_t*>(PyArray_DIMS(array));
-  out->strides = reinterpret_cast<const int64_t*>(PyArray_STRIDES(array));
-  out->ndim = PyArray_NDIM(array);
-  out->dtype = dtype;
-  out->readonly = !PyArray_ISWRITEABLE(array);
+// Puts the argument's name before the message of numpy or of an object's own __array__.
+[[noreturn]] void fail_conversion(const char* name) {
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  const bool plain =
+      type == PyExc_TypeError || type == PyExc_ValueError || type == PyExc_RuntimeError;
+  if (plain) {
+    PyErr_Format(type, "%s is no array: %S", name, value);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+  } else {
+    PyErr_Restore(type, value, traceback);
+  }
+  throw PythonError();
 }
 
 Ref checked(PyObject* object) {
@@ -77,22 +88,46 @@ Ref checked(PyObject* object) {
 
 }  // namespace
 
-void View::set(const char* name, PyObject* object, Kind kind) {
+void View::take(const char* name, PyObject* object, Kind kind) {
+  name_ = name;
   if (kind == Kind::kReal && (PyFloat_CheckExact(object) || PyLong_CheckExact(object))) {
-    scalar = number_of(name, object);
-    array = {&scalar, nullptr, nullptr, 0, GCE_FLOAT64, 0};
+    number_ = number_of(name, object);
+    is_number_ = true;
     return;
   }
-  owner = PyArray_Check(object) ? Ref(Py_NewRef(object)) : checked(PyArray_FROM_O(object));
-  const int32_t dtype = dtype_of(owner.array());
+  owner_ = Ref(PyArray_Check(object) ? Py_NewRef(object) : PyArray_FROM_O(object));
+  if (owner_.get() == nullptr) fail_conversion(name);
+  const int32_t dtype = dtype_of(array());
   const bool is_float = dtype >= 0 && dtype <= GCE_FLOAT64;
-  if (kind == Kind::kReal && !is_float && is_convertible_to_float64(owner.array())) {
-    owner = checked(PyArray_FROM_OTF(owner.get(), NPY_DOUBLE, NPY_ARRAY_FORCECAST));
-    fill(owner.array(), GCE_FLOAT64, &array);
-    return;
+  if (kind == Kind::kReal && !is_float && is_convertible_to_float64(array())) {
+    owner_ = checked(PyArray_FROM_OTF(owner_.get(), NPY_DOUBLE, NPY_ARRAY_FORCECAST));
+  } else if (dtype < 0) {
+    fail_dtype(name, array(), expectation(kind));
   }
-  if (dtype < 0) fail_dtype(name, owner.array(), expectation(kind));
-  fill(owner.array(), dtype, &array);
+}
+
+void View::take_output(const char* name, PyObject* object) {
+  if (!PyArray_Check(object)) {
+    PyErr_Format(PyExc_TypeError, "%s has type %s, expected numpy.ndarray", name,
+                 Py_TYPE(object)->tp_name);
+    throw PythonError();
+  }
+  name_ = name;
+  owner_ = Ref(Py_NewRef(object));
+  if (dtype_of(array()) < 0) fail_dtype(name, array(), "the dtype of logits");
+}
+
+gce_array View::look() {
+  if (is_number_) return {&number_, nullptr, nullptr, 0, GCE_FLOAT64, 0};
+  if (owner_.get() == nullptr) return {};
+  const int32_t dtype = dtype_of(array());
+  if (dtype < 0) fail_dtype(name_, array(), "the dtype that it had");
+  const int ndim = PyArray_NDIM(array());
+  for (int d = 0; d < ndim; ++d) {
+    shape_[d] = PyArray_DIM(array(), d);
+    strides_[d] = PyArray_STRIDE(array(), d);
+  }
+  return {PyArray_DATA(array()), shape_, strides_, ndim, dtype, !PyArray_ISWRITEABLE(array())};
 }
 
 double number_of(const char* name, PyObject* object) {
@@ -100,33 +135,24 @@ double number_of(const char* name, PyObject* object) {
   if (value != -1.0 || PyErr_Occurred() == nullptr) return value;
   if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
     PyErr_Clear();
-    return HUGE_VAL;
+    const Ref zero(PyLong_FromLong(0));
+    return PyObject_RichCompareBool(object, zero.get(), Py_LT) == 1 ? -HUGE_VAL : HUGE_VAL;
   }
   PyErr_Format(PyExc_TypeError, "%s has type %s, expected float", name, Py_TYPE(object)->tp_name);
   throw PythonError();
-}
-
-void View::set_output(const char* name, PyObject* object) {
-  if (!PyArray_Check(object)) {
-    PyErr_Format(PyExc_TypeError, "%s has type %s, expected numpy.ndarray", name,
-                 Py_TYPE(object)->tp_name);
-    throw PythonError();
-  }
-  owner = Ref(Py_NewRef(object));
-  const int32_t dtype = dtype_of(owner.array());
-  if (dtype < 0) fail_dtype(name, owner.array(), "the dtype of logits");
-  fill(owner.array(), dtype, &array);
 }
 
 Ref new_like(PyArrayObject* like) {
   return checked(PyArray_NewLikeArray(like, NPY_KEEPORDER, nullptr, 0));
 }
 
-Ref new_rows(PyArrayObject* like, int typenum) {
-  return checked(PyArray_SimpleNew(PyArray_NDIM(like), PyArray_DIMS(like), typenum));
+Ref new_rows(const gce_array& like, int typenum) {
+  npy_intp shape[GCE_MAX_NDIM];
+  for (int32_t d = 0; d < like.ndim; ++d) shape[d] = like.shape[d];
+  return checked(PyArray_SimpleNew(like.ndim, shape, typenum));
 }
 
-void view_output(PyArrayObject* array, View* view) { fill(array, dtype_of(array), &view->array); }
+Ref new_scalar(int typenum) { return checked(PyArray_SimpleNew(0, nullptr, typenum)); }
 
 int loss_typenum(const gce_array& logits) {
   return logits.dtype == GCE_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT;

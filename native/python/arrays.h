@@ -5,6 +5,8 @@
 
 #include "numpy_api.h"
 
+#include <utility>
+
 #include "gce/gce.h"
 
 namespace gce_python {
@@ -45,29 +47,45 @@ enum class Kind {
   kReal      // kFloat; integers, bool and longdouble are converted to float64
 };
 
-// An argument as the core sees it, and what keeps it alive.
-struct View {
-  gce_array array = {};
-  Ref owner;
-  double scalar = 0.0;  // what array.data points to for a Python number
-
+// An argument. Taking it may run Python code (__array__), which may change arrays taken before: so every
+// argument is taken first, and only then looked at. What was seen is copied, as Python code on another
+// thread may go on changing the array's shape.
+class View {
+ public:
   View() = default;
   View(const View&) = delete;
   View& operator=(const View&) = delete;
 
-  void set(const char* name, PyObject* object, Kind kind);
+  // Makes an array of the object if it is none.
+  void take(const char* name, PyObject* object, Kind kind);
   // The output that a caller brought.
-  void set_output(const char* name, PyObject* object);
+  void take_output(const char* name, PyObject* object);
+  // An array of the module's own.
+  void take_new(Ref array) { owner_ = std::move(array); }
+
+  bool is_given() const { return owner_.get() != nullptr || is_number_; }
+  PyArrayObject* array() const { return owner_.array(); }
+  PyObject* object() const { return owner_.get(); }
+  // As the core sees it; absent if nothing was taken. It lasts as long as the View.
+  gce_array look();
+
+ private:
+  const char* name_ = "";
+  Ref owner_;
+  double number_ = 0.0;  // a Python number, which needs no array
+  bool is_number_ = false;
+  int64_t shape_[GCE_MAX_NDIM];
+  int64_t strides_[GCE_MAX_NDIM];
 };
 
 // The value of a Python number; infinite where it is an int that no float can hold. Throws PythonError,
 // with a message that names the argument, for anything else.
 double number_of(const char* name, PyObject* object);
 
-// New outputs. The first has the shape, dtype and memory order of `like`; the second the shape of `like`.
+// New outputs: of the shape, dtype and memory order of an array; of the shape of one; of no dimension.
 Ref new_like(PyArrayObject* like);
-Ref new_rows(PyArrayObject* like, int typenum);
-void view_output(PyArrayObject* array, View* view);
+Ref new_rows(const gce_array& like, int typenum);
+Ref new_scalar(int typenum);
 
 // The numpy type number of a loss for these logits.
 int loss_typenum(const gce_array& logits);

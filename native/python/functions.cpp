@@ -47,48 +47,41 @@ void run(const Call& call) {
 }
 
 // A number for the loss of a reduction, an array of the targets' shape for "none".
-Ref new_loss(Call* call, View* view) {
+void take_new_loss(Call* call, View* loss) {
   const int typenum = loss_typenum(call->problem.logits);
   const bool per_row =
-      call->problem.reduction == GCE_REDUCTION_NONE && call->targets.array.ndim > 0;
-  Ref loss = per_row ? new_rows(call->targets.owner.array(), typenum)
-                     : Ref(PyArray_SimpleNew(0, nullptr, typenum));
-  if (loss.get() == nullptr) throw PythonError();
-  view_output(loss.array(), view);
-  return loss;
+      call->problem.reduction == GCE_REDUCTION_NONE && call->problem.targets.ndim > 0;
+  loss->take_new(per_row ? new_rows(call->problem.targets, typenum) : new_scalar(typenum));
+  call->problem.loss = loss->look();
 }
 
-PyObject* loss_result(Ref loss) {
-  return PyArray_Return(reinterpret_cast<PyArrayObject*>(loss.release()));
+// An array, or the number that is in it.
+PyObject* result(const View& view) {
+  return PyArray_Return(reinterpret_cast<PyArrayObject*>(Py_NewRef(view.object())));
 }
 
 PyObject* loss(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("loss", kLossFunction, args, positional, keywords);
-  call.finish_inputs();
-  View view;
-  Ref loss = new_loss(&call, &view);
-  call.problem.loss = view.array;
+  call.look_at_inputs();
+  View loss;
+  take_new_loss(&call, &loss);
   run(call);
-  return loss_result(std::move(loss));
+  return result(loss);
 }
 
 PyObject* loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("loss_and_grad", kLossAndGrad, args, positional, keywords);
-  call.finish_inputs();
-  View view;
-  Ref loss = new_loss(&call, &view);
-  call.problem.loss = view.array;
-  if (call.out.owner.get() == nullptr) {
-    call.out.owner = new_like(call.logits.owner.array());
-    view_output(call.out.owner.array(), &call.out);
-  }
-  call.problem.grad = call.out.array;
+  call.look_at_inputs();
+  View loss;
+  take_new_loss(&call, &loss);
+  if (!call.out.is_given()) call.out.take_new(new_like(call.logits.array()));
+  call.problem.grad = call.out.look();
   run(call);
-  const Ref number(loss_result(std::move(loss)));
+  const Ref number(result(loss));
   if (number.get() == nullptr) throw PythonError();
-  return PyTuple_Pack(2, number.get(), call.out.owner.get());
+  return PyTuple_Pack(2, number.get(), call.out.object());
 }
 
 PyObject* row_stats_type() {
@@ -104,23 +97,24 @@ PyObject* row_stats_type() {
 PyObject* row_stats(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("row_stats", kRowStats, args, positional, keywords);
-  call.finish_inputs();
-  PyArrayObject* like = call.targets.owner.array();
+  call.look_at_inputs();
   const int typenum = loss_typenum(call.problem.logits);
-  const int typenums[] = {typenum, typenum, NPY_INT64};
-  gce_array* const outputs[] = {&call.problem.target_log_prob, &call.problem.logsumexp,
-                                &call.problem.argmax};
-  Ref fields[3];
+  const struct {
+    gce_array* output;
+    int typenum;
+  } wanted[] = {{&call.problem.target_log_prob, typenum},
+                {&call.problem.logsumexp, typenum},
+                {&call.problem.argmax, NPY_INT64}};
+  View fields[3];
   for (int i = 0; i < 3; ++i) {
-    View view;
-    fields[i] = new_rows(like, typenums[i]);
-    view_output(fields[i].array(), &view);
-    *outputs[i] = view.array;
+    fields[i].take_new(new_rows(call.problem.targets, wanted[i].typenum));
+    *wanted[i].output = fields[i].look();
   }
   run(call);
-  for (Ref& field : fields) field = Ref(loss_result(std::move(field)));
-  return PyObject_CallFunctionObjArgs(row_stats_type(), fields[0].get(), fields[1].get(),
-                                      fields[2].get(), nullptr);
+  Ref results[3];
+  for (int i = 0; i < 3; ++i) results[i] = Ref(result(fields[i]));
+  return PyObject_CallFunctionObjArgs(row_stats_type(), results[0].get(), results[1].get(),
+                                      results[2].get(), nullptr);
 }
 
 using Function = PyObject* (*)(PyObject* const*, Py_ssize_t, PyObject*);

@@ -127,8 +127,8 @@ int num_threads() {
   const int chosen = chosen_threads.load();
   if (chosen > 0) return chosen;
   const int count = default_threads();
-  chosen_threads.store(count);
-  return count;
+  int none = 0;  // what another thread sets meanwhile stays
+  return chosen_threads.compare_exchange_strong(none, count) ? count : none;
 }
 
 void set_num_threads(int n) { chosen_threads.store(n); }

@@ -47,7 +47,7 @@ struct WideSum<F64> {
   F64 high = broadcast(0.0);
   F64 low = broadcast(0.0);
 
-  // Knuth's two-sum: high + x exactly, as a new high and what it rounded away.
+  // add_exactly for each lane
   void add(F64 x) {
     const F64 sum = high + x;
     const F64 back = sum - high;
@@ -67,14 +67,6 @@ struct WideSum<F64> {
     store(low_out, low);
   }
 };
-
-// WideSum::add for one lane, in scalars.
-inline void add_exactly(PairSum* sum, double x) {
-  const double total = sum->high + x;
-  const double back = total - sum->high;
-  sum->low += (sum->high - (total - back)) + (x - back);
-  sum->high = total;
-}
 
 // The pairwise end of a row: lane i takes in lane i + L/2, then i + L/4, ... (merge of WideSum, lane
 // by lane). For F32 the low parts are zero and the pair is the plain sum.

@@ -75,7 +75,7 @@ class Chunk {
 
   PairSum run() {
     const EpilogueNeeds needs = {
-        p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
+        p_.divisor, p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
         p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
         p_.value == GCE_VALUE_SURROGATE};
     WideSum<F64> loss_sum;

@@ -144,6 +144,11 @@ void column_grad_of_rows(const Panel<Storage>& z, int64_t r, int64_t n, int64_t 
   }
 }
 
+template <class Storage>
+void fill_column(const Panel<Storage>& out, int64_t classes, int64_t r, Storage value) {
+  for (int64_t v = 0; v < classes; ++v) write(reinterpret_cast<char*>(out.at(v, r)), value);
+}
+
 // Second pass over the tile.
 template <class Storage>
 void column_grad(const Panel<Storage>& z, int64_t classes, const Tile<Storage>& tile,
@@ -161,10 +166,11 @@ void column_grad(const Panel<Storage>& z, int64_t classes, const Tile<Storage>& 
     }
   }
   for (int64_t r = 0; r < tile.rows; ++r) {
+    const Storage zero = {};
     if (tile.ignored(r)) {
-      for (int64_t v = 0; v < classes; ++v) {
-        memset(static_cast<void*>(out.at(v, r)), 0, sizeof(Storage));
-      }
+      fill_column(out, classes, r, zero);
+    } else if (tile.is_nan(r)) {
+      fill_column(out, classes, r, tile.target_grad[r]);
     } else {
       write(reinterpret_cast<char*>(out.at(tile.target[r], r)), tile.target_grad[r]);
     }

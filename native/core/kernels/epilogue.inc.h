@@ -7,7 +7,7 @@
 //   surrogate  L = w_b (-l)
 //
 // Everything starts from 1 - p = (sum of the other exponentials) / sum and from l, never from a rounded p.
-// Source: spec of the loss in the README; arXiv 2302.13344.
+// Source: arXiv 2302.13344; the primitive is the antiderivative of its thresholded weight.
 
 namespace gce {
 namespace {
@@ -131,8 +131,10 @@ inline TargetStats target_stats(const RowTerms& row, F64 gamma) {
   stats.prob.p = scale_by_integer(numerator / sum, exponent);
   stats.prob.one_minus_p = rest / sum;
   const F64 nan_if_sum_is = sum - sum;
+  // gamma times 2^64, as a subnormal gamma would lose digits in the product.
+  const F64 scaled = (gamma * broadcast(0x1p64)) * (sum / numerator);
   stats.gamma_over_p = select(x < floor, gamma_over_zero(gamma) + nan_if_sum_is,
-                              scale_by_integer(gamma * (sum / numerator), zero - exponent));
+                              scale_by_integer(scaled, zero - exponent - broadcast(64.0)));
   stats.x = mul_add(x, stretch, x);
   return stats;
 }
@@ -172,7 +174,11 @@ inline F64 grad_floor(F64 factor) {
   return max(normal, select(exact < most, exact, most));
 }
 
+// One NaN for all: its sign would depend on the order of operations.
+inline F64 one_nan(F64 x) { return select(x == x, x, broadcast(__builtin_nan(""))); }
+
 struct EpilogueNeeds {
+  double divisor;  // of the gradient
   bool loss;
   bool statistics;
   bool surrogate;
@@ -223,18 +229,18 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
       }
       const F64 loss = needs.surrogate ? surrogate_loss(log_p, weight)
                                        : primitive_loss(stats.prob, log_p, gamma, b);
-      const F64 counted_loss = select(ignored, zero, loss * row_weight);
+      const F64 counted_loss = select(ignored, zero, one_nan(loss * row_weight));
       store(tile->loss + r, counted_loss);
       loss_sum->add(counted_loss);
-      store(tile->target_log_prob + r, select(ignored, zero, log_p));
-      store(tile->logsumexp + r, shift + mul_add(row.reference, to_natural, log_sum));
+      store(tile->target_log_prob + r, select(ignored, zero, one_nan(log_p)));
+      store(tile->logsumexp + r, one_nan(shift + mul_add(row.reference, to_natural, log_sum)));
     }
 
-    const F64 slope = weight * row_weight * load(tile->upstream + r);
-    const F64 grad_factor = slope / sum;
+    const F64 slope = weight * (row_weight / broadcast(needs.divisor)) * load(tile->upstream + r);
+    const F64 grad_factor = one_nan(slope / sum);
     store(factor + r, grad_factor);
     store(floor + r, grad_floor<Vector>(grad_factor));
-    store(at_target + r, zero - slope * stats.prob.one_minus_p);
+    store(at_target + r, one_nan(zero - slope * stats.prob.one_minus_p));
   }
 
   Scalar target_grad[kSize];

@@ -3,7 +3,7 @@
 //   loss (l, gamma, b)   grad_weight (l, gamma, b)   gamma_grad (l, gamma) = dL/dgamma at b = 0
 //
 // l and the result are float or double; gamma and b are double always, as is the arithmetic. Any
-// strides; out may be an input. Errors below 4 ulp, of gamma_grad below 20: its subtraction cancels
+// strides; out may be an input. Errors below 4 ulp of normal results, of gamma_grad below 20: its subtraction cancels
 // where v is just too large for the series.
 
 namespace gce {
@@ -29,7 +29,9 @@ inline F64 pointwise_loss(F64 l, F64 gamma, F64 b) {
 
 inline F64 pointwise_grad_weight(F64 l, F64 gamma, F64 b) {
   const Exponential e = exponential_of(l);
-  const F64 gamma_over_p = scale_by_integer(gamma / e.mantissa, broadcast(0.0) - e.exponent);
+  const F64 scaled =
+      (gamma * broadcast(0x1p64)) / e.mantissa;  // a subnormal gamma keeps its digits
+  const F64 gamma_over_p = scale_by_integer(scaled, broadcast(-64.0) - e.exponent);
   return grad_weight(select(l < broadcast(kLeastLogP), gamma_over_zero(gamma), gamma_over_p), gamma,
                      b);
 }

@@ -214,6 +214,11 @@ void row_grad_of_tile(const Storage* z, int64_t classes, bool may_stream, int64_
     memset(bytes, 0, static_cast<size_t>(classes) * sizeof(Storage));
     return;
   }
+  if (tile.is_nan(r)) {
+    const int64_t size = static_cast<int64_t>(sizeof(Storage));
+    for (int64_t v = 0; v < classes; ++v) write(bytes + v * size, tile.target_grad[r]);
+    return;
+  }
   const GradTerms<Vector> terms = {broadcast(tile.shift[r]), broadcast(tile.reference[r]),
                                    broadcast(tile.grad_factor[r]), broadcast(tile.grad_floor[r])};
   const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Storage) == 0;

@@ -20,7 +20,7 @@ struct Tile {
   double gamma[kSize];
   double threshold[kSize];
   double row_weight[kSize];  // class weight times sample weight
-  double upstream[kSize];    // grad_output, over the divisor of the mean
+  double upstream[kSize];    // grad_output
   Storage target_logit[kSize];
 
   // from the first pass: sum_v 2^((z_v - shift) log2(e) - reference) = sum_high + sum_low
@@ -43,6 +43,8 @@ struct Tile {
   Tile() { memset(static_cast<void*>(this), 0, sizeof(*this)); }
 
   bool ignored(int64_t r) const { return target[r] < 0; }
+  // Such rows' gradients are target_grad throughout.
+  bool is_nan(int64_t r) const { return grad_factor[r] != grad_factor[r]; }
 };
 
 // Walks the collapsed outer axes in row order, in runs along the last axis.
@@ -140,9 +142,10 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   const char* logits = cursor.pointer(kLogits);
   const int64_t stride = cursor.stride(kLogits);
   for (int64_t r = 0; r < n; ++r) {
-    const int64_t target = tile->target[at + r];
+    int64_t& target = tile->target[at + r];
+    // They were checked, but are the caller's to change, by another thread even now: never out of bounds.
+    if (static_cast<uint64_t>(target) >= static_cast<uint64_t>(problem.classes)) target = -1;
     tile->logits[at + r] = logits + r * stride;
-    tile->upstream[at + r] *= problem.grad_scale;
     if (target < 0) continue;
     tile->target_logit[at + r] =
         read<Storage>(logits + r * stride + target * problem.logits_class_stride);
