@@ -4,7 +4,7 @@
 
 * ``exp2``: 2**t on [-1/2, 1/2] (times 2) and on [0, 1], minimal largest relative error. For
   float the constant is 1 and the others are rounded one at a time, each time fitting the rest anew
-  by linear programming; for double the Chebyshev fit at 60 digits is far below half an ulp as it is.
+  by linear programming; for double the Chebyshev fit at 60 digits is far below half an ulp.
 * ``expm1``: Chebyshev fit of (e**x - 1)/x.
 * ``log``: with s = f/(2 + f), log(1 + f) = 2s + s z R(z), z = s**2, for 1 + f from sqrt(1/2)
   to sqrt(2).
