@@ -154,12 +154,7 @@ void Plan::finish() {
     total.low += sum.low;
   }
   const double loss = std::isinf(rows_.divisor) ? 0.0 : value_of(total) / rows_.divisor;
-  char* out = static_cast<char*>(loss_.data);
-  if (loss_.dtype == GCE_FLOAT64) {
-    write(out, loss);
-  } else {
-    write(out, static_cast<float>(loss));
-  }
+  write_real(static_cast<char*>(loss_.data), loss_.dtype, loss);
 }
 
 }  // namespace gce

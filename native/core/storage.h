@@ -69,6 +69,15 @@ static inline double read_real(const char* p, int32_t dtype) {
   }
 }
 
+// The reverse, to a float32 or float64 element.
+static inline void write_real(char* p, int32_t dtype, double value) {
+  if (dtype == GCE_FLOAT64) {
+    write(p, value);
+  } else {
+    write(p, static_cast<float>(value));
+  }
+}
+
 // A target. A uint64 above INT64_MAX comes out as INT64_MAX: either is past every class.
 static inline int64_t read_target(const char* p, int32_t dtype) {
   switch (dtype) {

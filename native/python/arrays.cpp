@@ -6,8 +6,6 @@
 namespace gce_python {
 namespace {
 
-static_assert(sizeof(npy_intp) == sizeof(int64_t), "numpy's shapes are passed on as they are");
-
 // ml_dtypes.bfloat16 registers itself with numpy under a type number of its own.
 bool is_bfloat16(const PyArray_Descr* descr) {
   static int known_typenum = -1;

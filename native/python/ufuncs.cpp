@@ -9,6 +9,8 @@
 namespace gce_python {
 namespace {
 
+static_assert(sizeof(npy_intp) == sizeof(int64_t), "numpy's steps are passed on as they are");
+
 // One loop serves all ufuncs; numpy hands it back which of them it is.
 struct Loop {
   gce_pointwise_op op;

@@ -77,14 +77,14 @@ class Chunk {
     const EpilogueNeeds needs = {
         p_.divisor, p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
         p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
-        p_.value == GCE_VALUE_SURROGATE};
+        p_.arrays[kGrad].data != nullptr, p_.value == GCE_VALUE_SURROGATE};
     WideSum<F64> loss_sum;
     for (; left_ > 0; left_ -= tile_.rows) {
       const RowCursor at_start = cursor_;
       load();
       first_pass();
       tile_epilogue(needs, &tile_, &loss_sum);
-      if (p_.arrays[kGrad].data != nullptr) second_pass();
+      if (needs.grad) second_pass();
       save(at_start);
     }
     if (p_.stream_grad) stream_fence();

@@ -181,6 +181,7 @@ struct EpilogueNeeds {
   double divisor;  // of the gradient
   bool loss;
   bool statistics;
+  bool grad;
   bool surrogate;
 };
 
@@ -236,6 +237,7 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
       store(tile->logsumexp + r, one_nan(shift + mul_add(row.reference, to_natural, log_sum)));
     }
 
+    if (!needs.grad) continue;
     const F64 slope = weight * (row_weight / broadcast(needs.divisor)) * load(tile->upstream + r);
     const F64 grad_factor = one_nan(slope / sum);
     store(factor + r, grad_factor);
@@ -243,6 +245,7 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>
     store(at_target + r, one_nan(zero - slope * stats.prob.one_minus_p));
   }
 
+  if (!needs.grad) return;
   Scalar target_grad[kSize];
   for (int64_t r = 0; r < rows; ++r) {
     tile->grad_factor[r] = static_cast<Scalar>(factor[r]);

@@ -161,18 +161,10 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   }
 }
 
-inline void write_loss_type(char* p, int32_t dtype, double value) {
-  if (dtype == GCE_FLOAT64) {
-    write(p, value);
-  } else {
-    write(p, static_cast<float>(value));
-  }
-}
-
 inline void write_run(const RowCursor& cursor, RowArrayId id, int64_t n, const double* values) {
   if (!cursor.has(id)) return;
   for (int64_t r = 0; r < n; ++r) {
-    write_loss_type(cursor.pointer(id) + r * cursor.stride(id), cursor.dtype(id), values[r]);
+    write_real(cursor.pointer(id) + r * cursor.stride(id), cursor.dtype(id), values[r]);
   }
 }
 
