@@ -3,10 +3,10 @@
 >>> import numpy as np
 >>> from gce import presets, reference
 >>> presets.GIGAWORD.options()
-{'gamma': 0.8, 'threshold': 0.2}
+{'gamma': 0.8, 'threshold': 0.2, 'label_smoothing': 0.1}
 >>> logits = np.zeros((2, 4))
 >>> print(reference.loss(logits, [0, 3], **presets.GIGAWORD.options()).round(6))
-0.812595
+0.869965
 
 Rule of thumb: γ near 0 where the model learns from scratch, larger for fine-tuning, or annealed
 (`gce.schedules`).
@@ -34,6 +34,7 @@ class PresetOptions(TypedDict):
 
     gamma: float
     threshold: float
+    label_smoothing: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +70,19 @@ class Preset:
         Returns
         -------
         dict
-            ``gamma`` and ``threshold``. Not ``label_smoothing``, which the loss does not have as an
-            option yet: it joins the dict once it is one.
+            ``gamma``, ``threshold`` and ``label_smoothing``.
 
         Examples
         --------
         >>> from gce import presets
         >>> presets.WRITING_PROMPTS.options()
-        {'gamma': 1e-07, 'threshold': 0.2}
+        {'gamma': 1e-07, 'threshold': 0.2, 'label_smoothing': 0.0}
         """
-        return {"gamma": self.gamma, "threshold": self.threshold}
+        return {
+            "gamma": self.gamma,
+            "threshold": self.threshold,
+            "label_smoothing": self.label_smoothing,
+        }
 
 
 IWSLT14_DE_EN = Preset(

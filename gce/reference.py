@@ -341,6 +341,7 @@ def loss(
     weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -365,6 +366,8 @@ def loss(
         Weight of each row, the targets' shape.
     ignore_index : int
         Rows with this target have loss 0 and gradient 0, and do not count.
+    label_smoothing : float
+        ε in [0, 1], the part of each row's loss that is spread over all classes.
     reduction : {"mean", "sum", "none"}
         "mean" divides the sum by `normalizer`.
     normalizer : float, optional
@@ -387,7 +390,8 @@ def loss(
 
     Notes
     -----
-    Row by row ``c_y · sample_weight · L(ℓ)`` with L as in `loss_from_log_prob`; arXiv 2302.13344.
+    Row by row ``sample_weight · ((1 - ε) c_y L(ℓ) + (ε/V) Σ_v c_v (-log q_v))`` with L as in
+    `loss_from_log_prob`; arXiv 2302.13344. A class of weight 0 is no part of the sum.
 
     Examples
     --------
@@ -407,6 +411,7 @@ def loss(
         weight=weight,
         sample_weight=sample_weight,
         ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
         reduction=reduction,
         normalizer=normalizer,
         axis=axis,
@@ -424,6 +429,7 @@ def loss_and_grad(
     weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -433,8 +439,8 @@ def loss_and_grad(
 
     Parameters
     ----------
-    logits, targets, gamma, threshold, value, weight, sample_weight, ignore_index, reduction, \
-normalizer, axis
+    logits, targets, gamma, threshold, value, weight, sample_weight, ignore_index, \
+label_smoothing, reduction, normalizer, axis
         As for `loss`.
     grad_output : array_like of float
         Upstream gradient, which multiplies the gradient and not the loss: scalar; for "none" also
@@ -445,7 +451,8 @@ normalizer, axis
     loss : float64
         As from `loss`.
     grad : float64 array of the logits' shape
-        ``grad_output · c_y · sample_weight · w_b (q - e_y)``, for "mean" divided as the loss is.
+        ``grad_output · sample_weight · ((1 - ε) c_y w_b (q - e_y) + (ε/V) Σ_v c_v (q - e_v))``, for
+        "mean" divided as the loss is.
 
     Raises
     ------
@@ -468,15 +475,23 @@ normalizer, axis
     z, y, counted = _rows(logits, targets, axis, ignore_index)
     gamma, threshold, upstream = _doubles(gamma, threshold, grad_output)
 
-    class_weight = np.float64(1.0) if weight is None else np.asarray(weight, np.float64)[y]
+    classes = z.shape[-1]
+    c = np.ones(classes) if weight is None else np.asarray(weight, np.float64)
     per_row = np.float64(1.0) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    row_weight = np.broadcast_to(class_weight * per_row, y.shape)
+    row_weight = np.broadcast_to(c[y] * per_row, y.shape)
 
     log_p, _, q = _softmax(z, y)
-    e_y = np.arange(z.shape[-1]) == y[..., np.newaxis]
+    e_y = np.arange(classes) == y[..., np.newaxis]
     row_grad = (row_weight * grad_weight(log_p, gamma, threshold))[..., np.newaxis] * (q - e_y)
-    row_grad = row_grad * np.broadcast_to(upstream, y.shape)[..., np.newaxis]
     row_loss = row_weight * _row_value(value)(log_p, gamma, threshold)
+    if label_smoothing != 0.0:
+        spread = np.broadcast_to(per_row * (label_smoothing / classes), y.shape)
+        smooth_grad = spread[..., np.newaxis] * (np.sum(c) * q - c)
+        row_grad = (1.0 - label_smoothing) * row_grad + smooth_grad
+        smooth = _weighted(spread, np.sum(_weighted(c, -_log_softmax(z)), axis=-1))
+        kept = (1.0 - label_smoothing) * row_weight
+        row_loss = _weighted(kept, _row_value(value)(log_p, gamma, threshold)) + smooth
+    row_grad = row_grad * np.broadcast_to(upstream, y.shape)[..., np.newaxis]
 
     # Chosen, not multiplied by 0: an ignored row may be NaN.
     row_loss = np.where(counted, row_loss, 0.0)
@@ -532,6 +547,18 @@ def _softmax(z: Doubles, y: NDArray[Any]) -> tuple[Doubles, Doubles, Doubles]:
     log_p = np.take_along_axis(shifted, y[..., np.newaxis], axis=-1) - np.log(total)
     logsumexp = largest + np.log(total)
     return log_p[..., 0], logsumexp[..., 0], exponentials / total
+
+
+def _log_softmax(z: Doubles) -> Doubles:
+    """``log q`` of every class; as in `_softmax`, with the maximum cancelled by hand."""
+    shifted = z - np.max(z, axis=-1, keepdims=True)
+    result: Doubles = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+    return result
+
+
+def _weighted(weight: Doubles, value: Doubles) -> Doubles:
+    """Weight times value, 0 where the weight is: an infinite value that does not count is none."""
+    return np.where((weight == 0.0) & ~np.isnan(value), 0.0, weight * value)
 
 
 def _doubles(*arrays: ArrayLike) -> list[Doubles]:

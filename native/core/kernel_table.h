@@ -57,6 +57,11 @@ struct RowProblem {
   int64_t weight_stride;
   int32_t weight_dtype;
 
+  // Label smoothing, or null: class weights (1 where none are given) as float, for double logits as double.
+  const char* smooth_weights;
+  double smooth_weight_sum;
+  double label_smoothing;
+
   int32_t value;      // a gce_value
   int32_t reduction;  // a gce_reduction
   bool has_ignore_index;

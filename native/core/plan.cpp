@@ -15,6 +15,8 @@ namespace {
 // From here on non-temporal stores pay: the gradient would not stay in the caches anyway.
 constexpr int64_t kCacheBytes = 16 << 20;
 constexpr size_t kAlignment = 64;
+// A thread with fewer logits than this costs more to wake than it saves.
+constexpr int64_t kFewestLogits = 65536;
 
 std::unique_ptr<char, FreeDeleter> allocate_aligned(size_t bytes) {
   const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -71,9 +73,11 @@ Plan::Plan(const gce_problem& problem, int32_t max_workers) : kernels_(&kernels(
   validate_arguments(problem);
   lay_out_axes(problem);
   set_divisor(problem, validate_elements(problem, rows_, *kernels_));
+  set_label_smoothing(problem);
   kernels_->lay_out(&rows_, kCacheBytes);
   chunks_ = (rows_.rows + rows_.chunk_rows - 1) / rows_.chunk_rows;
-  workers_ = static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(max_workers, chunks_)));
+  const int64_t useful = std::min(chunks_, rows_.rows * rows_.classes / kFewestLogits);
+  workers_ = static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(max_workers, useful)));
   allocate();
 }
 
@@ -125,6 +129,27 @@ void Plan::set_divisor(const gce_problem& problem, const RowWeights& weights) {
   // Nothing counted: the mean and its gradient are 0, not 0/0.
   rows_.divisor = weights.any ? weights.sum : HUGE_VAL;
   if (problem.has_normalizer) rows_.divisor = problem.normalizer;
+}
+
+void Plan::set_label_smoothing(const gce_problem& problem) {
+  rows_.label_smoothing = problem.label_smoothing;
+  rows_.smooth_weights = nullptr;
+  rows_.smooth_weight_sum = 0.0;
+  if (problem.label_smoothing == 0.0) return;
+  const int32_t dtype = problem.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
+  const int64_t size = size_of(dtype);
+  smooth_weights_ = allocate_aligned(static_cast<size_t>(rows_.classes * size));
+  PairSum sum = {0.0, 0.0};
+  for (int64_t v = 0; v < rows_.classes; ++v) {
+    const double weight =
+        rows_.weight == nullptr
+            ? 1.0
+            : read_real(rows_.weight + v * rows_.weight_stride, rows_.weight_dtype);
+    write_real(smooth_weights_.get() + v * size, dtype, weight);
+    add_exactly(&sum, weight);
+  }
+  rows_.smooth_weights = smooth_weights_.get();
+  rows_.smooth_weight_sum = value_of(sum);
 }
 
 void Plan::allocate() {

@@ -32,6 +32,7 @@ class Plan {
  private:
   void lay_out_axes(const gce_problem& problem);
   void set_divisor(const gce_problem& problem, const RowWeights& weights);
+  void set_label_smoothing(const gce_problem& problem);
   void allocate();
 
   RowProblem rows_;
@@ -41,6 +42,7 @@ class Plan {
   int32_t workers_;
   std::atomic<int64_t> next_chunk_{0};
   std::unique_ptr<char, FreeDeleter> scratch_;
+  std::unique_ptr<char, FreeDeleter> smooth_weights_;
   std::vector<PairSum> chunk_sums_;  // of the losses
 };
 

@@ -69,12 +69,43 @@ static inline double read_real(const char* p, int32_t dtype) {
   }
 }
 
-// The reverse, to a float32 or float64 element.
-static inline void write_real(char* p, int32_t dtype, double value) {
-  if (dtype == GCE_FLOAT64) {
-    write(p, value);
+// Round to nearest even in integers; NaN stays a quiet NaN.
+static inline BFloat16 to_bfloat16(float x) {
+  const uint32_t bits = bits_from_float(x);
+  const uint32_t rounded = x != x ? bits | 0x00400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
+  return {static_cast<uint16_t>(rounded >> 16)};
+}
+
+static inline Float16 to_float16(float x) {
+  const uint32_t bits = bits_from_float(x);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const float magnitude = float_from_bits(bits & 0x7fffffffu);
+  uint32_t half;
+  if (x != x) {
+    half = 0x7e00u;
+  } else if (magnitude < 0x1p-14f) {
+    // Subnormal halves are multiples of 2^-24: adding 2^-1, whose last bit that is, rounds to them.
+    half = bits_from_float(magnitude + 0.5f) - bits_from_float(0.5f);
+  } else if (magnitude >= 65520.0f) {
+    half = 0x7c00u;
   } else {
-    write(p, static_cast<float>(value));
+    const uint32_t rest = bits & 0x7fffffffu;
+    half = (rest + 0xfffu + ((rest >> 13) & 1u) - (112u << 23)) >> 13;
+  }
+  return {static_cast<uint16_t>(sign | half)};
+}
+
+// The reverse. To 16 bits by way of float: what a float32 result is, rounded once more.
+static inline void write_real(char* p, int32_t dtype, double value) {
+  switch (dtype) {
+    case GCE_FLOAT16:
+      return write(p, to_float16(static_cast<float>(value)));
+    case GCE_BFLOAT16:
+      return write(p, to_bfloat16(static_cast<float>(value)));
+    case GCE_FLOAT32:
+      return write(p, static_cast<float>(value));
+    default:
+      return write(p, value);
   }
 }
 

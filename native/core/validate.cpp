@@ -92,6 +92,12 @@ void require_row_shape(const char* name, const gce_array& a, const gce_problem& 
        scalar_allowed ? "a scalar or " : "", shape_text(p.targets), ", the shape of targets");
 }
 
+void require_unit_range(const char* name, const std::string& index, double x) {
+  if (x >= 0.0 && x <= 1.0) return;
+  const double shown = std::isnan(x) ? NAN : x;  // without the sign that some NaNs have
+  fail(GCE_VALUE_ERROR, name, index, " = ", shown, ", expected 0 <= ", name, " <= 1");
+}
+
 void check_options(const gce_problem& p) {
   const bool wants_loss = is_given(p.loss) || is_given(p.grad);
   if (wants_loss && !is_given(p.gamma)) {
@@ -115,6 +121,7 @@ void check_options(const gce_problem& p) {
            ",): one per class of logits ", shape_text(p.logits));
     }
   }
+  require_unit_range("label_smoothing", "", p.label_smoothing);
   if (p.has_normalizer) {
     if (p.reduction != GCE_REDUCTION_MEAN) {
       fail(GCE_VALUE_ERROR, "normalizer = ", p.normalizer,
@@ -169,19 +176,24 @@ void check_row_output(const char* name, const gce_array& a, int32_t dtype, const
   require_output(name, a, dtype, "");
 }
 
-void check_outputs(const gce_problem& p) {
-  const int32_t loss_dtype = p.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
+void check_loss(const gce_problem& p, int32_t wide_dtype) {
+  const int32_t dtype = p.loss.dtype == p.logits.dtype ? p.loss.dtype : wide_dtype;
   if (p.reduction == GCE_REDUCTION_NONE) {
-    check_row_output("loss", p.loss, loss_dtype, p);
+    check_row_output("loss", p.loss, dtype, p);
   } else if (is_given(p.loss)) {
     if (p.loss.ndim != 0) {
       fail(GCE_VALUE_ERROR, "loss has shape ", shape_text(p.loss),
            ", expected a scalar unless reduction is \"none\"");
     }
-    require_output("loss", p.loss, loss_dtype, "");
+    require_output("loss", p.loss, dtype, "");
   }
-  check_row_output("target_log_prob", p.target_log_prob, loss_dtype, p);
-  check_row_output("logsumexp", p.logsumexp, loss_dtype, p);
+}
+
+void check_outputs(const gce_problem& p) {
+  const int32_t wide_dtype = p.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
+  check_loss(p, wide_dtype);
+  check_row_output("target_log_prob", p.target_log_prob, wide_dtype, p);
+  check_row_output("logsumexp", p.logsumexp, wide_dtype, p);
   check_row_output("argmax", p.argmax, GCE_INT64, p);
   check_grad(p);
 }
@@ -204,12 +216,6 @@ std::string index_text(const gce_array& targets, int64_t row) {
                                 : std::to_string(read_target(element, p.targets.dtype));
   fail(GCE_INDEX_ERROR, "targets", index_text(p.targets, row), " = ", value,
        ", expected 0 <= target < ", classes);
-}
-
-void require_unit_range(const char* name, const std::string& index, double x) {
-  if (x >= 0.0 && x <= 1.0) return;
-  const double shown = std::isnan(x) ? NAN : x;  // without the sign that some NaNs have
-  fail(GCE_VALUE_ERROR, name, index, " = ", shown, ", expected 0 <= ", name, " <= 1");
 }
 
 void check_unit_range(const char* name, const gce_problem& p, const gce_array& a,

@@ -63,6 +63,9 @@ void set_normalizer(Call* c, PyObject* o) {
   c->problem.normalizer = number_of("normalizer", o);
   c->problem.has_normalizer = 1;
 }
+void set_label_smoothing(Call* c, PyObject* o) {
+  c->problem.label_smoothing = number_of("label_smoothing", o);
+}
 void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
 void set_out(Call* c, PyObject* o) { c->out.take_output("out", o); }
 void set_num_threads(Call* c, PyObject* o) { c->num_threads = thread_count_of(o); }
@@ -120,6 +123,15 @@ constexpr Option kOptions[] = {
      "int or None",
      "Rows with this target have loss 0 and gradient 0 and are not counted by the mean. None: no\n"
      "row is ignored."},
+    {"label_smoothing",
+     "0.0",
+     None::kIsAnError,
+     {set_label_smoothing},
+     kLosses,
+     "float",
+     "eps, 0 <= eps <= 1: the part of each row's loss that is spread over all classes, which\n"
+     "becomes ``(1 - eps) weight[target] L + (eps / V) sum(weight * -log(softmax(z)))``: TaiLr's\n"
+     "form, and PyTorch's at gamma = 0. The mean's divisor stays the same."},
     {"reduction",
      "\"mean\"",
      None::kIsAnError,

@@ -14,15 +14,7 @@
 namespace gce_python {
 namespace {
 
-// A call with fewer logits than this stays on the caller's thread: waking another costs more.
-constexpr int64_t kSmallCall = 131072;
 constexpr int kMostThreads = 256;  // whatever num_threads says
-
-int64_t size_of(const gce_array& a) {
-  int64_t size = 1;
-  for (int32_t d = 0; d < a.ndim; ++d) size *= a.shape[d];
-  return size;
-}
 
 gce_status run_planned(const gce_problem& problem, int threads) {
   gce_plan* plan = nullptr;
@@ -35,13 +27,11 @@ gce_status run_planned(const gce_problem& problem, int threads) {
 
 // Runs the problem without the GIL.
 void run(const Call& call) {
-  int threads = 1;
-  if (size_of(call.problem.logits) >= kSmallCall) {
-    threads = std::min(call.num_threads > 0 ? call.num_threads : num_threads(), kMostThreads);
-  }
+  const int threads =
+      std::min(call.num_threads > 0 ? call.num_threads : num_threads(), kMostThreads);
   gce_status status;
   Py_BEGIN_ALLOW_THREADS;
-  status = threads == 1 ? gce_run(&call.problem) : run_planned(call.problem, threads);
+  status = run_planned(call.problem, threads);
   Py_END_ALLOW_THREADS;
   throw_if(status);
 }

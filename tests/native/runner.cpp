@@ -188,6 +188,9 @@ gce_status set_options(const Request& request, gce_problem* problem) {
   problem->ignore_index = request.int_or("ignore_index", 0);
   problem->has_normalizer = static_cast<int32_t>(request.reals.count("normalizer"));
   if (problem->has_normalizer) problem->normalizer = request.reals.at("normalizer");
+  if (request.reals.count("label_smoothing")) {
+    problem->label_smoothing = request.reals.at("label_smoothing");
+  }
 
   gce_reduction reduction = GCE_REDUCTION_MEAN;
   gce_value value = GCE_VALUE_PRIMITIVE;

@@ -75,15 +75,19 @@ class Chunk {
 
   PairSum run() {
     const EpilogueNeeds needs = {
-        p_.divisor, p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
+        p_.divisor,
+        p_.smooth_weight_sum,
+        p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
         p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
-        p_.arrays[kGrad].data != nullptr, p_.value == GCE_VALUE_SURROGATE};
+        p_.arrays[kGrad].data != nullptr,
+        p_.value == GCE_VALUE_SURROGATE,
+        p_.smooth_weights != nullptr};
     WideSum<F64> loss_sum;
     for (; left_ > 0; left_ -= tile_.rows) {
       const RowCursor at_start = cursor_;
       load();
       first_pass();
-      tile_epilogue(needs, &tile_, &loss_sum);
+      TileEpilogue<Storage>(needs, &tile_).run(&loss_sum);
       if (needs.grad) second_pass();
       save(at_start);
     }
@@ -112,34 +116,46 @@ class Chunk {
     }
   }
 
+  const typename Tile<Storage>::Scalar* smooth_weights() const {
+    return reinterpret_cast<const typename Tile<Storage>::Scalar*>(p_.smooth_weights);
+  }
+
   bool by_columns() const { return p_.layout == kColumnsDirect || p_.layout == kColumnsGathered; }
 
   void first_pass() {
     const bool want_argmax = p_.arrays[kArgmax].data != nullptr;
     if (by_columns()) {
       if (p_.layout == kColumnsGathered) gather_panel();
-      column_stats(logits_panel(), p_.classes, want_argmax, &tile_);
+      column_stats(logits_panel(), p_.classes, smooth_weights(), want_argmax, &tile_);
       return;
     }
     for (int64_t r = 0; r < tile_.rows; ++r) {
       if (tile_.ignored(r) && p_.arrays[kLogsumexp].data == nullptr && !want_argmax) continue;
-      row_stats(logits_row(r), p_.classes, want_argmax, r, &tile_);
+      const Storage* z = logits_row(r);
+      row_stats(z, p_.classes, want_argmax, r, &tile_);
+      if (smooth_weights() == nullptr) continue;
+      const PairSum spread =
+          row_spread(z, p_.classes, smooth_weights(), broadcast(tile_.maximum[r]));
+      tile_.spread_high[r] = spread.high;
+      tile_.spread_low[r] = spread.low;
     }
   }
 
   void second_pass() {
     if (by_columns()) {
-      column_grad(logits_panel(), p_.classes, tile_, grad_panel());
+      column_grad(logits_panel(), p_.classes, smooth_weights(), tile_, grad_panel());
       if (p_.layout == kColumnsGathered) scatter_panel();
       return;
     }
     for (int64_t r = 0; r < tile_.rows; ++r) {
       if (p_.layout == kRowsDirect) {
         row_grad_of_tile(reinterpret_cast<const Storage*>(tile_.logits[r]), p_.classes,
-                         p_.stream_grad, r, tile_, reinterpret_cast<Storage*>(tile_.grad[r]));
+                         smooth_weights(), p_.stream_grad, r, tile_,
+                         reinterpret_cast<Storage*>(tile_.grad[r]));
         continue;
       }
-      row_grad_of_tile(gathered_logits(), p_.classes, false, r, tile_, gathered_grad());
+      row_grad_of_tile(gathered_logits(), p_.classes, smooth_weights(), false, r, tile_,
+                       gathered_grad());
       for (int64_t v = 0; v < p_.classes; ++v) {
         write(tile_.grad[r] + v * p_.grad_class_stride, gathered_grad()[v]);
       }

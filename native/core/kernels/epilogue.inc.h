@@ -5,6 +5,7 @@
 //   w = p / (gamma + d p) = 1 / (d + gamma / p),  w_b = max(b, w)
 //   primitive  L = -log(gamma + d p) / d, and below t* = b gamma / (1 - b d): L(t*) + b (log t* - l)
 //   surrogate  L = w_b (-l)
+//   with label smoothing eps, the row's loss is (1 - eps) c_y L + (eps / V) sum_v c_v (-log q_v)
 //
 // Everything starts from 1 - p = (sum of the other exponentials) / sum and from l, never from a rounded p.
 // Source: arXiv 2302.13344; the primitive is the antiderivative of its thresholded weight.
@@ -144,21 +145,6 @@ inline F64 grad_weight(F64 gamma_over_p, F64 gamma, F64 b) {
   return max(b, one / ((one - gamma) + gamma_over_p));  // keeps NaN
 }
 
-// The rows' targets in double: logit, reference, and exponential as the passes compute it.
-template <class Storage>
-void target_terms(const Tile<Storage>& tile, int64_t rows, double* logit, double* reference,
-                  double* exponential) {
-  using Vector = typename Tile<Storage>::Vector;
-  for (int64_t r = 0; r < rows; r += Vector::kLanes) {
-    const Vector target_logit = load(tile.target_logit + r);
-    const Vector z = target_logit - load(tile.shift + r);
-    const Vector k = load(tile.reference + r);
-    store_as_double(logit + r, target_logit);
-    store_as_double(reference + r, k);
-    store_as_double(exponential + r, exp2(fused_mul_sub(z, broadcast(Log2E<Vector>::kValue), k)));
-  }
-}
-
 // The exponent below which a row's gradients are set to 0, for factor times 2^exponent: there they would
 // be subnormal, which is slow and no use, as long as what is lost is below 2^-32 (float; double: 2^-64)
 // of the gradient weight. Rows of a smaller weight keep their subnormal gradients.
@@ -178,84 +164,154 @@ inline F64 grad_floor(F64 factor) {
 inline F64 one_nan(F64 x) { return select(x == x, x, broadcast(__builtin_nan(""))); }
 
 struct EpilogueNeeds {
-  double divisor;  // of the gradient
+  double divisor;     // of the gradient
+  double weight_sum;  // of the classes, for label smoothing
   bool loss;
   bool statistics;
   bool grad;
   bool surrogate;
+  bool smoothed;
 };
 
-// Fills the tile's results and adds its losses to *loss_sum.
+// weight times value, 0 where the weight is 0: an infinite loss that does not count is none.
+inline F64 counted_loss(F64 weight, F64 value) {
+  const F64 zero = broadcast(0.0);
+  return select(value == value, select(weight == zero, zero, weight * value), value);
+}
+
+// Fills the results of one tile, F64::kLanes rows at a time.
 template <class Storage>
-void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile, WideSum<F64>* loss_sum) {
+class TileEpilogue {
+ public:
+  TileEpilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) : needs_(needs), t_(*tile) {}
+
+  // Adds the losses to *loss_sum.
+  void run(WideSum<F64>* loss_sum) {
+    const int64_t rows = (t_.rows + Vector::kLanes - 1) / Vector::kLanes * Vector::kLanes;
+    prepare(rows);
+    const F64 zero = broadcast(0.0);
+    for (int64_t r = 0; r < rows; r += F64::kLanes) {
+      const F64 shift = load_as_double(t_.shift + r);
+      const RowTerms row = {load(logit_ + r) - shift, load(reference_ + r), load(exponential_ + r),
+                            load(t_.sum_high + r), load(t_.sum_low + r)};
+      const TargetStats stats = target_stats<Vector>(row, load(t_.gamma + r));
+      const F64 weight =
+          grad_weight(stats.gamma_over_p, load(t_.gamma + r), load(t_.threshold + r));
+      if (needs_.loss || needs_.statistics) {
+        const Mask64 ignored = load(counted_ + r) == zero;
+        loss_sum->add(write_loss(r, row, stats, weight, shift, ignored));
+      }
+      if (needs_.grad) write_grad(r, row, stats, weight);
+    }
+    if (needs_.grad) narrow_grad(rows);
+  }
+
+ private:
   using Vector = typename Tile<Storage>::Vector;
   using Scalar = typename Tile<Storage>::Scalar;
-  constexpr int64_t kSize = Tile<Storage>::kSize;
-  constexpr double kLog2E = static_cast<double>(Log2E<Vector>::kValue);
-  const F64 to_natural = broadcast(1.0 / kLog2E);
-  const F64 ln2 = broadcast(0.69314718055994530942);
-  const F64 stretch = broadcast(1.0 + Log2E<Vector>::kStretch);
-  const F64 zero = broadcast(0.0);
+  static constexpr int64_t kSize = Tile<Storage>::kSize;
 
-  double logit[kSize];
-  double reference[kSize];
-  double exponential[kSize];
-  double counted[kSize] = {};
-  double factor[kSize];
-  double floor[kSize];
-  double at_target[kSize];
-  const int64_t rows = (tile->rows + Vector::kLanes - 1) / Vector::kLanes * Vector::kLanes;
-  target_terms(*tile, rows, logit, reference, exponential);
-  for (int64_t r = 0; r < tile->rows; ++r) counted[r] = tile->ignored(r) ? 0.0 : 1.0;
-
-  for (int64_t r = 0; r < rows; r += F64::kLanes) {
-    const F64 gamma = load(tile->gamma + r);
-    const F64 b = load(tile->threshold + r);
-    const F64 row_weight = load(tile->row_weight + r);
-    const F64 shift = load_as_double(tile->shift + r);
-    const RowTerms row = {load(logit + r) - shift, load(reference + r), load(exponential + r),
-                          load(tile->sum_high + r), load(tile->sum_low + r)};
-    const F64 sum = row.sum_high + row.sum_low;
-    const Mask64 ignored = load(counted + r) == zero;
-    const TargetStats stats = target_stats<Vector>(row, gamma);
-    const F64 weight = grad_weight(stats.gamma_over_p, gamma, b);
-
-    if (needs.loss || needs.statistics) {
-      F64 log_sum = zero;
-      F64 log_p = zero;
-      if (needs.statistics || needs.surrogate || any(gamma < broadcast(kTinyGamma)) ||
-          any(zero < b)) {
-        log_sum = log(sum) * stretch;
-        log_p = log_prob(stats.prob, mul_add(stats.x, ln2, zero - log_sum));
-      }
-      const F64 loss = needs.surrogate ? surrogate_loss(log_p, weight)
-                                       : primitive_loss(stats.prob, log_p, gamma, b);
-      const F64 counted_loss = select(ignored, zero, one_nan(loss * row_weight));
-      store(tile->loss + r, counted_loss);
-      loss_sum->add(counted_loss);
-      store(tile->target_log_prob + r, select(ignored, zero, one_nan(log_p)));
-      store(tile->logsumexp + r, one_nan(shift + mul_add(row.reference, to_natural, log_sum)));
+  // The rows' targets in double: logit, reference, and exponential as the passes compute it.
+  void prepare(int64_t rows) {
+    const Vector log2e = broadcast(Log2E<Vector>::kValue);
+    for (int64_t r = 0; r < rows; r += Vector::kLanes) {
+      const Vector target_logit = load(t_.target_logit + r);
+      const Vector shift = load(t_.shift + r);
+      const Vector k = load(t_.reference + r);
+      store_as_double(logit_ + r, target_logit);
+      store_as_double(reference_ + r, k);
+      store_as_double(exponential_ + r, exp2(fused_mul_sub(target_logit - shift, log2e, k)));
+      if (!needs_.smoothed) continue;
+      const Vector maximum = load(t_.maximum + r);
+      store_as_double(largest_ + r, exp2(fused_mul_sub(maximum - shift, log2e, k)));
     }
-
-    if (!needs.grad) continue;
-    const F64 slope = weight * (row_weight / broadcast(needs.divisor)) * load(tile->upstream + r);
-    const F64 grad_factor = one_nan(slope / sum);
-    store(factor + r, grad_factor);
-    store(floor + r, grad_floor<Vector>(grad_factor));
-    store(at_target + r, one_nan(zero - slope * stats.prob.one_minus_p));
+    for (int64_t r = 0; r < t_.rows; ++r) counted_[r] = t_.ignored(r) ? 0.0 : 1.0;
   }
 
-  if (!needs.grad) return;
-  Scalar target_grad[kSize];
-  for (int64_t r = 0; r < rows; ++r) {
-    tile->grad_factor[r] = static_cast<Scalar>(factor[r]);
-    tile->grad_floor[r] = static_cast<Scalar>(floor[r]);
-    target_grad[r] = static_cast<Scalar>(at_target[r]);
+  // Writes loss and statistics; returns the loss.
+  F64 write_loss(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight, F64 shift,
+                 Mask64 ignored) {
+    const F64 zero = broadcast(0.0);
+    const F64 gamma = load(t_.gamma + r);
+    const F64 b = load(t_.threshold + r);
+    F64 log_sum = zero;
+    F64 log_p = zero;
+    if (needs_.statistics || needs_.surrogate || any(gamma < broadcast(kTinyGamma)) ||
+        any(zero < b)) {
+      log_sum = log(row.sum_high + row.sum_low) * broadcast(1.0 + Log2E<Vector>::kStretch);
+      const F64 ln2 = broadcast(0.69314718055994530942);
+      log_p = log_prob(stats.prob, mul_add(stats.x, ln2, zero - log_sum));
+    }
+    const F64 of_target = needs_.surrogate ? surrogate_loss(log_p, weight)
+                                           : primitive_loss(stats.prob, log_p, gamma, b);
+    const F64 row_weight = load(t_.row_weight + r);
+    const F64 of_row = needs_.smoothed ? counted_loss(row_weight, of_target) + smooth_loss(r, row)
+                                       : of_target * row_weight;
+    const F64 loss = select(ignored, zero, one_nan(of_row));
+    const F64 to_natural = broadcast(1.0 / static_cast<double>(Log2E<Vector>::kValue));
+    store(t_.loss + r, loss);
+    store(t_.target_log_prob + r, select(ignored, zero, one_nan(log_p)));
+    store(t_.logsumexp + r, one_nan(shift + mul_add(row.reference, to_natural, log_sum)));
+    return loss;
   }
-  for (int64_t r = 0; r < rows; r += Vector::kLanes) {
-    store(tile->target_grad + r, load(target_grad + r));
+
+  // Label smoothing's part, with m the row's maximum:
+  // sum_v c_v (-log q_v) = C log(sum_v e^(z_v - m)) + sum_v c_v (m - z_v), two terms of one sign.
+  F64 smooth_loss(int64_t r, const RowTerms& row) const {
+    const F64 of_sum = log((row.sum_high + row.sum_low) / load(largest_ + r));
+    const F64 spread = load(t_.spread_high + r) + load(t_.spread_low + r);
+    const F64 sum = counted_loss(broadcast(needs_.weight_sum), of_sum) + spread;
+    return counted_loss(load(t_.smooth_weight + r), sum);
   }
-}
+
+  void write_grad(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight) {
+    const F64 zero = broadcast(0.0);
+    const F64 divisor = broadcast(needs_.divisor);
+    const F64 upstream = load(t_.upstream + r);
+    const F64 slope = weight * (load(t_.row_weight + r) / divisor) * upstream;
+    F64 factor = slope;
+    F64 at_target = zero - slope * stats.prob.one_minus_p;
+    if (needs_.smoothed) {
+      const F64 smooth = (load(t_.smooth_weight + r) / divisor) * upstream;
+      const F64 of_all = smooth * broadcast(needs_.weight_sum);
+      factor = slope + of_all;
+      at_target = at_target + (of_all * stats.prob.p - smooth * load(t_.class_weight + r));
+      store(offset_ + r, zero - smooth);
+    }
+    factor = one_nan(factor / (row.sum_high + row.sum_low));
+    store(factor_ + r, factor);
+    store(floor_ + r, grad_floor<Vector>(factor));
+    store(at_target_ + r, one_nan(at_target));
+  }
+
+  // To the types that the second pass works in.
+  void narrow_grad(int64_t rows) {
+    Scalar target_grad[kSize];
+    for (int64_t r = 0; r < rows; ++r) {
+      t_.grad_factor[r] = static_cast<Scalar>(factor_[r]);
+      t_.grad_floor[r] = static_cast<Scalar>(floor_[r]);
+      target_grad[r] = static_cast<Scalar>(at_target_[r]);
+    }
+    for (int64_t r = 0; r < rows && needs_.smoothed; ++r) {
+      t_.grad_offset[r] = static_cast<Scalar>(offset_[r]);
+    }
+    for (int64_t r = 0; r < rows; r += Vector::kLanes) {
+      store(t_.target_grad + r, load(target_grad + r));
+    }
+  }
+
+  const EpilogueNeeds& needs_;
+  Tile<Storage>& t_;
+  double logit_[kSize];
+  double reference_[kSize];
+  double exponential_[kSize];  // of the target
+  double largest_[kSize];      // exponential of the row's maximum
+  double counted_[kSize] = {};
+  double factor_[kSize];
+  double floor_[kSize];
+  double offset_[kSize];
+  double at_target_[kSize];
+};
 
 }  // namespace
 }  // namespace gce

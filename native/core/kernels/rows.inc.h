@@ -2,7 +2,8 @@
 // Included by ../kernels.inc.h.
 //
 //   row_sum_exp   (K, sum_v 2^(z_v log2(e) - K)), reading each logit once from memory
-//   row_grad      g_v = factor 2^(z_v log2(e) - K)
+//   row_spread    sum_v c_v (max z - z_v), for label smoothing: no term is negative, so none cancels
+//   row_grad      g_v = factor 2^(z_v log2(e) - K) + offset c_v, the offset for label smoothing alone
 //
 // z: V scalars of Storage, any alignment. out may be z. Accuracy: math.inc.h and accumulator.inc.h.
 
@@ -48,33 +49,65 @@ Vector block_max(const Storage* z, int64_t n, Vector shift) {
   return max(max(m[0], m[1]), max(m[2], m[3]));
 }
 
-template <bool kShifted, class Storage, class Vector>
-void block_sum_exp(const Storage* z, int64_t n, Vector shift, Vector reference,
-                   WideSum<Vector>* sums) {
+// Adds the terms of n classes in the order of accumulator.inc.h: whole(v) gives those of classes v to
+// v + L - 1, part(v, k) those of the last k < L, with +0 in the other lanes.
+template <class Vector, class Whole, class Part>
+[[gnu::always_inline]] inline void add_classes(int64_t n, Whole whole, Part part,
+                                               WideSum<Vector>* sums) {
   constexpr int L = Vector::kLanes;
-  const Vector log2e = broadcast(Log2E<Vector>::kValue);
   int64_t v = 0;
   for (; v + kGroup * L <= n; v += kGroup * L) {
     Vector e[kGroup];
-    for (int u = 0; u < kGroup; ++u) {
-      prefetch(z + v + u * L + kBlock);  // the next block, while this one keeps the ALUs busy
-      e[u] = exp2(fused_mul_sub(load_shifted<kShifted>(z + v + u * L, shift), log2e, reference));
-    }
+    for (int u = 0; u < kGroup; ++u) e[u] = whole(v + u * L);
     sums->add((e[0] + e[1]) + (e[2] + e[3]));
   }
   if (v == n) return;
   Vector e[kGroup];
   for (int u = 0; u < kGroup; ++u, v += L) {
-    if (v >= n) {
-      e[u] = broadcast(static_cast<typename Vector::Scalar>(0));
-      continue;
-    }
-    const Vector x =
-        v + L <= n ? load_shifted<kShifted>(z + v, shift)
-                   : load_first_shifted<kShifted>(z + v, n - v, minus_infinity<Vector>(), shift);
-    e[u] = exp2(fused_mul_sub(x, log2e, reference));
+    e[u] = v >= n       ? broadcast(static_cast<typename Vector::Scalar>(0))
+           : v + L <= n ? whole(v)
+                        : part(v, n - v);
   }
   sums->add((e[0] + e[1]) + (e[2] + e[3]));
+}
+
+template <bool kShifted, class Storage, class Vector>
+void block_sum_exp(const Storage* z, int64_t n, Vector shift, Vector reference,
+                   WideSum<Vector>* sums) {
+  const auto exponential = [&](Vector x) {
+    return exp2(fused_mul_sub(x, broadcast(Log2E<Vector>::kValue), reference));
+  };
+  add_classes<Vector>(
+      n,
+      [&](int64_t v) {
+        prefetch(z + v + kBlock);  // the next block, while this one keeps the ALUs busy
+        return exponential(load_shifted<kShifted>(z + v, shift));
+      },
+      [&](int64_t v, int64_t k) {
+        return exponential(load_first_shifted<kShifted>(z + v, k, minus_infinity<Vector>(), shift));
+      },
+      sums);
+}
+
+// c (max - z); a class of no weight has none, however far away it is.
+template <class Vector>
+inline Vector spread_of(Vector z, Vector maximum, Vector weight) {
+  const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
+  return select(weight == zero, zero, weight * (maximum - z));
+}
+
+template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
+PairSum row_spread(const Storage* z, int64_t classes, const typename Vector::Scalar* weights,
+                   Vector maximum) {
+  const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
+  WideSum<Vector> sums;
+  add_classes<Vector>(
+      classes, [&](int64_t v) { return spread_of(load(z + v), maximum, load(weights + v)); },
+      [&](int64_t v, int64_t k) {
+        return spread_of(load_first(z + v, k, zero), maximum, load_first(weights + v, k, zero));
+      },
+      &sums);
+  return sum_of_lanes(sums);
 }
 
 // The index of the first element of z that equals `value`, which is in it.
@@ -146,6 +179,7 @@ void row_stats(const Storage* z, int64_t classes, bool want_argmax, int64_t r,
     tile->shift[r] = row.maximum;
     row = row_sum_exp<true>(z, classes, row.maximum, nullptr);
   }
+  tile->maximum[r] = tile->shift[r] != 0 ? tile->shift[r] : row.maximum;
   tile->reference[r] = row.reference;
   tile->sum_high[r] = row.sum.high;
   tile->sum_low[r] = row.sum.low;
@@ -161,6 +195,7 @@ struct GradTerms {
   Vector reference;
   Vector factor;
   Vector floor;
+  Vector offset;
 };
 
 template <class Vector>
@@ -169,24 +204,52 @@ template <class Vector>
   return exp2(x, terms.floor) * terms.factor;
 }
 
-template <bool kShifted, bool kStream, class Storage, class Vector>
-void row_grad(const Storage* z, int64_t classes, const GradTerms<Vector>& terms, Storage* out) {
+// The gradient's additions of one row: none, or label smoothing's.
+struct NoOffset {
+  template <class Vector>
+  Vector add(Vector grad, int64_t, Vector) const {
+    return grad;
+  }
+  template <class Vector>
+  Vector add_first(Vector grad, int64_t, int64_t, Vector) const {
+    return grad;
+  }
+};
+template <class Scalar>
+struct WeightedOffset {
+  const Scalar* weights;
+  template <class Vector>
+  Vector add(Vector grad, int64_t v, Vector offset) const {
+    return mul_add(offset, load(weights + v), grad);
+  }
+  template <class Vector>
+  Vector add_first(Vector grad, int64_t v, int64_t n, Vector offset) const {
+    return mul_add(offset, load_first(weights + v, n, offset), grad);
+  }
+};
+
+template <bool kShifted, bool kStream, class Storage, class Vector, class Offset>
+void row_grad(const Storage* z, int64_t classes, const GradTerms<Vector>& terms,
+              const Offset& offset, Storage* out) {
   constexpr int L = Vector::kLanes;
   const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
+  const auto whole = [&](int64_t v) {
+    return offset.add(grad_of(load_shifted<kShifted>(z + v, terms.shift), terms), v, terms.offset);
+  };
+  const auto first = [&](int64_t v, int64_t n) {
+    const Vector x = load_first_shifted<kShifted>(z + v, n, zero, terms.shift);
+    return offset.add_first(grad_of(x, terms), v, n, terms.offset);
+  };
   int64_t v = 0;
   if (kStream) {  // up to the first whole vector of aligned memory
     const uintptr_t size = L * sizeof(Storage);
     const uintptr_t past = reinterpret_cast<uintptr_t>(out) % size;
     v = past == 0 ? 0 : static_cast<int64_t>((size - past) / sizeof(Storage));  // < L <= classes
-    if (v > 0) {
-      store_first(out, grad_of(load_first_shifted<kShifted>(z, v, zero, terms.shift), terms), v);
-    }
+    if (v > 0) store_first(out, first(0, v), v);
   }
   for (; v + kGroup * L <= classes; v += kGroup * L) {
     Vector g[kGroup];
-    for (int u = 0; u < kGroup; ++u) {
-      g[u] = grad_of(load_shifted<kShifted>(z + v + u * L, terms.shift), terms);
-    }
+    for (int u = 0; u < kGroup; ++u) g[u] = whole(v + u * L);
     for (int u = 0; u < kGroup; ++u) {
       if (kStream) {
         stream(out + v + u * L, g[u]);
@@ -195,20 +258,30 @@ void row_grad(const Storage* z, int64_t classes, const GradTerms<Vector>& terms,
       }
     }
   }
-  for (; v + L <= classes; v += L) {
-    store(out + v, grad_of(load_shifted<kShifted>(z + v, terms.shift), terms));
-  }
-  if (v < classes) {
-    const Vector last = load_first_shifted<kShifted>(z + v, classes - v, zero, terms.shift);
-    store_first(out + v, grad_of(last, terms), classes - v);
+  for (; v + L <= classes; v += L) store(out + v, whole(v));
+  if (v < classes) store_first(out + v, first(v, classes - v), classes - v);
+}
+
+template <class Storage, class Vector, class Offset>
+void row_grad_at(const Storage* z, int64_t classes, bool is_shifted, bool may_stream,
+                 const GradTerms<Vector>& terms, const Offset& offset, Storage* out) {
+  const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Storage) == 0;
+  if (is_shifted) {
+    row_grad<true, false>(z, classes, terms, offset, out);
+  } else if (may_stream && aligned && classes >= 2 * kBlock) {
+    row_grad<false, true>(z, classes, terms, offset, out);
+  } else {
+    row_grad<false, false>(z, classes, terms, offset, out);
   }
 }
 
-// Second pass over one row of the tile.
+// Second pass over one row of the tile. weights: those of label smoothing, or null.
 template <class Storage>
-void row_grad_of_tile(const Storage* z, int64_t classes, bool may_stream, int64_t r,
+void row_grad_of_tile(const Storage* z, int64_t classes,
+                      const typename Tile<Storage>::Scalar* weights, bool may_stream, int64_t r,
                       const Tile<Storage>& tile, Storage* out) {
   using Vector = typename Tile<Storage>::Vector;
+  using Scalar = typename Tile<Storage>::Scalar;
   char* const bytes = reinterpret_cast<char*>(out);
   if (tile.ignored(r)) {
     memset(bytes, 0, static_cast<size_t>(classes) * sizeof(Storage));
@@ -220,14 +293,13 @@ void row_grad_of_tile(const Storage* z, int64_t classes, bool may_stream, int64_
     return;
   }
   const GradTerms<Vector> terms = {broadcast(tile.shift[r]), broadcast(tile.reference[r]),
-                                   broadcast(tile.grad_factor[r]), broadcast(tile.grad_floor[r])};
-  const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Storage) == 0;
-  if (tile.shift[r] != 0) {
-    row_grad<true, false>(z, classes, terms, out);
-  } else if (may_stream && aligned && classes >= 2 * kBlock) {
-    row_grad<false, true>(z, classes, terms, out);
+                                   broadcast(tile.grad_factor[r]), broadcast(tile.grad_floor[r]),
+                                   broadcast(tile.grad_offset[r])};
+  const bool is_shifted = tile.shift[r] != 0;
+  if (weights == nullptr) {
+    row_grad_at(z, classes, is_shifted, may_stream, terms, NoOffset(), out);
   } else {
-    row_grad<false, false>(z, classes, terms, out);
+    row_grad_at(z, classes, is_shifted, may_stream, terms, WeightedOffset<Scalar>{weights}, out);
   }
   write(bytes + tile.target[r] * static_cast<int64_t>(sizeof(Storage)), tile.target_grad[r]);
 }

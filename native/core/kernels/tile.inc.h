@@ -19,24 +19,31 @@ struct Tile {
   int64_t target[kSize];  // -1: ignored
   double gamma[kSize];
   double threshold[kSize];
-  double row_weight[kSize];  // class weight times sample weight
-  double upstream[kSize];    // grad_output
+  double row_weight[kSize];  // sample weight times class weight, of the target's own loss
+  double
+      smooth_weight[kSize];    // sample weight times eps / V, of label smoothing's sum over classes
+  double class_weight[kSize];  // of the target, for label smoothing
+  double upstream[kSize];      // grad_output
   Storage target_logit[kSize];
 
   // from the first pass: sum_v 2^((z_v - shift) log2(e) - reference) = sum_high + sum_low
+  Scalar maximum[kSize];
   Scalar shift[kSize];
   Scalar reference[kSize];
   double sum_high[kSize];
   double sum_low[kSize];
+  double spread_high[kSize];  // for label smoothing, sum_v c_v (maximum - z_v)
+  double spread_low[kSize];
   int64_t argmax[kSize];
 
   // from the epilogue: grad_v = grad_factor 2^(...) as above where the exponent is at least grad_floor,
-  // else 0; but target_grad at the target
+  // else 0; plus grad_offset c_v with label smoothing; but target_grad at the target
   double loss[kSize];
   double target_log_prob[kSize];
   double logsumexp[kSize];
   Scalar grad_factor[kSize];
   Scalar grad_floor[kSize];
+  Scalar grad_offset[kSize];
   Storage target_grad[kSize];
 
   // The arrays are padded to whole vectors: every lane must hold a number from the start.
@@ -139,6 +146,9 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   read_option(cursor, kSampleWeight, 1.0, n, tile->row_weight + at);
   read_option(cursor, kGradOutput, 1.0, n, tile->upstream + at);
 
+  const bool smoothed = problem.smooth_weights != nullptr;
+  const double kept = 1.0 - problem.label_smoothing;
+  const double spread = problem.label_smoothing / static_cast<double>(problem.classes);
   const char* logits = cursor.pointer(kLogits);
   const int64_t stride = cursor.stride(kLogits);
   for (int64_t r = 0; r < n; ++r) {
@@ -149,10 +159,17 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
     if (target < 0) continue;
     tile->target_logit[at + r] =
         read<Storage>(logits + r * stride + target * problem.logits_class_stride);
+    double class_weight = 1.0;
     if (problem.weight != nullptr) {
-      tile->row_weight[at + r] *=
+      class_weight =
           read_real(problem.weight + target * problem.weight_stride, problem.weight_dtype);
     }
+    const double sample_weight = tile->row_weight[at + r];
+    tile->row_weight[at + r] = sample_weight * class_weight;
+    if (!smoothed) continue;
+    tile->row_weight[at + r] *= kept;
+    tile->smooth_weight[at + r] = sample_weight * spread;
+    tile->class_weight[at + r] = class_weight;
   }
   if (cursor.has(kGrad)) {
     for (int64_t r = 0; r < n; ++r) {

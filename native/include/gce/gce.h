@@ -94,13 +94,15 @@ typedef struct gce_array {
  *   weight         c: float dtype, shape (V,); multiplies loss and gradient of a row by c[y]
  *   sample_weight  float dtype, the targets' shape; multiplies loss and gradient
  *   grad_output    upstream gradient: 0-d, or the targets' shape with reduction none; absent = 1
+ *   label_smoothing  eps in [0, 1]: a row's loss is (1 - eps) c[y] L + (eps / V) sum_v c[v] (-log q[v]), times
+ *                  its sample weight; the sum leaves out classes with c[v] = 0
  *   normalizer     the divisor of the mean, if has_normalizer; finite and > 0
  *   ignore_index   rows with this target have loss 0 and gradient 0, if has_ignore_index
  *   axis           class axis, -ndim <= axis < ndim
  *
  * Outputs; all but those wanted are absent:
- *   loss             float32 for 16-bit logits, else the logits' dtype; 0-d, or the targets' shape
- *                    with reduction none
+ *   loss             the logits' dtype, or float32 for 16-bit logits (rounded once more if it is
+ *                    16-bit too); 0-d, or the targets' shape with reduction none
  *   grad             the logits' dtype and shape; may be exactly the logits' memory (in place)
  *   target_log_prob, logsumexp   the loss' dtype, the targets' shape
  *   argmax           int64, the targets' shape: the first largest logit, or the first NaN
@@ -114,6 +116,7 @@ typedef struct gce_problem {
   gce_array sample_weight;
   gce_array grad_output;
   double normalizer;
+  double label_smoothing; /* 0: none */
   int64_t ignore_index;
   int32_t has_normalizer;
   int32_t has_ignore_index;
