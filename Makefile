@@ -6,14 +6,17 @@ VENV ?= .venv
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# Besides the newest, which is in $(VENV). Those before 1.19 need numpy 1.
+ORT_VERSIONS ?= 1.17 1.20 1.24
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench check build tidy format dist clean
+.PHONY: help demo test test-matrix bench check build tidy format dist clean
 
 help:
 	@echo 'make demo    train classifiers on noisy labels with this loss: a table, reliability diagrams'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k name" selects)'
+	@echo 'make test-matrix  the ONNX operator with onnxruntime $(ORT_VERSIONS) and the newest'
 	@echo 'make bench   the benchmarks (BENCH_ARGS="..." is passed on)'
 	@echo 'make check   formatters, linters, type checkers, the typed stub'
 	@echo 'make format  rewrite files as the formatters want them'
@@ -24,8 +27,19 @@ help:
 demo: $(VENV)/.demo $(VENV)/.native
 	$(BIN)/python -m gce demo $(DEMO_ARGS)
 
+# All tests; then those of the ONNX operator once more with an old runtime, unless PYTEST_ARGS selects.
 test: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-onnxruntime-$(firstword $(ORT_VERSIONS)))
+
+# The operator's tests with each runtime in an environment of its own.
+test-matrix: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python -m pytest tests/onnx_ops $(PYTEST_ARGS)
+	for version in $(ORT_VERSIONS); do \
+	  $(MAKE) --no-print-directory test-onnxruntime-$$version || exit; done
+
+test-onnxruntime-%: $(VENV)-onnxruntime-%/.ready $(VENV)/.native
+	$(VENV)-onnxruntime-$*/bin/python -m pytest tests/onnx_ops $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -36,13 +50,13 @@ dist: $(VENV)/.dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info gce/*.so
+	rm -rf $(VENV) $(VENV)-onnxruntime-* build dist *.egg-info gce/*.so gce/onnx/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environment: one stamp file for each set of packages ---------------------------------------
 # The order-only prerequisites (after |) form a chain, so that no two pips run at once under -j.
 
-NATIVE := $(shell find native -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
+NATIVE := $(shell find native onnx_ops -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)
@@ -66,9 +80,18 @@ $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/
 	$(PIP) install --group $*
 	@touch $@
 
+# Another onnxruntime, with the package as it is built in place.
+.PRECIOUS: $(VENV)-onnxruntime-%/.ready
+$(VENV)-onnxruntime-%/.ready: pyproject.toml | $(VENV)/.pip
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check -qq install --upgrade 'pip>=25.1'
+	$(@D)/bin/python -m pip --disable-pip-version-check -qq install --group operator \
+	  'onnxruntime==$*.*' $(if $(filter 1.17 1.18,$*),'numpy<2','numpy>=2')
+	@touch $@
+
 # --- checks -------------------------------------------------------------------------------------
 
-CPP := $(shell find native tests -name '*.h' -o -name '*.cpp' -o -name '*.c')
+CPP := $(shell find native onnx_ops tests -name '*.h' -o -name '*.cpp' -o -name '*.c')
 
 # Tests pass wrong arguments on purpose, and keep options of all types in dicts.
 LOOSE := --config-file= --ignore-missing-imports --check-untyped-defs \
@@ -87,7 +110,7 @@ check: $(VENV)/.dev $(VENV)/.native
 
 # A stamp for each file that this machine compiles (the build listed them): only what changed is
 # analysed again. Headers are covered through the files that include them.
-COMPILED = $(filter $(CPP),$(shell grep -so 'native/[^"]*\.cpp' build/compile_commands.json))
+COMPILED = $(filter $(CPP),$(shell grep -soE '(native|onnx_ops)/[^"]*\.cpp' build/compile_commands.json))
 tidy: $(patsubst %,build/tidy/%.ok,$(sort $(COMPILED)))
 build/tidy/%.ok: % .clang-tidy $(NATIVE)
 	$(BIN)/clang-tidy --quiet -p build $<

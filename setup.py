@@ -79,19 +79,24 @@ def core_units(machine: str) -> list[Unit]:
     ]
 
 
-def python_flags(version: str) -> tuple[str, ...]:
-    """Flags of native/python, which sees the C ABI and not the core."""
+def host_flags(library: str, version: str) -> tuple[str, ...]:
+    """Flags of the sources of `library` itself, which see the C ABI and not the core."""
+    flags = (*COMMON_FLAGS, "-Inative/include")
+    if library != "gce._native":
+        return flags
     import numpy  # here, because only a build needs these two
     import pybind11
 
     # -isystem: warnings in their headers are not ours to turn into errors.
     system = (f"-isystem{path}" for path in (pybind11.get_include(), numpy.get_include()))
-    return (*COMMON_FLAGS, "-Inative/include", *system, f'-DGCE_VERSION="{version}"')
+    return (*flags, *system, f'-DGCE_VERSION="{version}"')
 
 
-# Each library: its sources, and the only symbols that it may export.
+# Each library: its sources, and the only symbols that it may export. The second is no extension
+# module: ONNX Runtime loads it by its path, whatever the interpreter.
 LIBRARIES = [
     Extension("gce._native", glob("native/python/*.cpp"), export_symbols=["PyInit__native"]),
+    Extension("gce.onnx.libgce_ort", glob("onnx_ops/*.cpp"), export_symbols=["RegisterCustomOps"]),
 ]
 
 
@@ -109,8 +114,10 @@ class BuildNative(build_ext):
             self.build_temp = os.path.join(build.build_base, tag)
 
         core = core_units(self.plat_name.rpartition("-")[2])
-        flags = python_flags(self.distribution.get_version())
-        units = core + [Unit(source, flags) for ext in self.extensions for source in ext.sources]
+        units = list(core)
+        for ext in self.extensions:
+            flags = host_flags(ext.name, self.distribution.get_version())
+            units += [Unit(source, flags) for source in ext.sources]
         self.write_compile_commands(units, Path(build.build_base))
         with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
             objects = list(pool.map(self.compile_unit, units))
@@ -144,6 +151,17 @@ class BuildNative(build_ext):
         ]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "compile_commands.json").write_text(json.dumps(commands, indent=1))
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Path of a library; `fullname` comes with and without its package."""
+        if not fullname.rpartition(".")[2].startswith("lib"):
+            return super().get_ext_filename(fullname)
+        suffix = ".dylib" if self.plat_name.startswith("macosx") else ".so"
+        return os.path.join(*fullname.split(".")) + suffix
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """Those of `LIBRARIES`, without setuptools' PyInit_<name>."""
+        return ext.export_symbols
 
     def build_extension(self, ext: Extension) -> None:
         """Link one library from objects; setuptools skips it when it is newer than all of them."""

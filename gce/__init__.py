@@ -3,7 +3,8 @@
 One number gamma leads from cross-entropy (0) to smooth accuracy (1). `loss` and `loss_and_grad`
 work on logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on
 log-probabilities; `row_stats` tells what a batch's rows look like. `schedules` anneal gamma,
-`presets` holds published settings, and `reference` is the same in plain numpy.
+`presets` holds published settings, `onnx` is the same loss inside ONNX models, and `reference` the
+same in plain numpy.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gce._native import (
 from gce._types import RowStats
 
 if TYPE_CHECKING:
-    from gce import reference
+    from gce import onnx, reference
 
 __all__ = [
     "RowStats",
@@ -38,6 +39,7 @@ __all__ = [
     "loss",
     "loss_and_grad",
     "loss_from_log_prob",
+    "onnx",
     "presets",
     "reference",
     "row_stats",
@@ -48,9 +50,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `reference` when it is first asked for: only tests and readers need it."""
-    if name == "reference":
-        return importlib.import_module("gce.reference")
+    """Import a module when it is first asked for that not everybody needs."""
+    if name in ("onnx", "reference"):
+        return importlib.import_module(f"gce.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 import gce
 from gce import _native
+from gce._onnx_library import library_path
 
 __all__ = ["show_config"]
 
@@ -52,6 +53,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "numpy": np.__version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "compiler": _native.compiler,
+        "onnx_library": _onnx_library(),
         "platform": platform.platform(),
     }
     if mode == "dicts":
@@ -61,3 +63,10 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         text = ", ".join(value) if isinstance(value, list) else value
         print(f"{name:<{width}}  {text}")
     return None
+
+
+def _onnx_library() -> str:
+    try:
+        return library_path()
+    except FileNotFoundError:
+        return "none"

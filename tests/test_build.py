@@ -196,8 +196,13 @@ TINY = {
         "  return self;\n"
         "}\n"
     ),
+    "onnx_ops/register.cpp": (
+        '#include "gce/gce.h"\nextern "C" __attribute__((visibility("default")))\n'
+        "int RegisterCustomOps() { return gce_tiny(1); }\n"
+    ),
     "gce/__init__.py": "",
     "gce/demo/__init__.py": "",
+    "gce/onnx/__init__.py": "",
     "README.md": "tiny\n",
     "LICENSE": "none\n",
 }
@@ -242,17 +247,21 @@ def test_edits_rebuild_what_they_reach_and_nothing_else(setup, tmp_path):
         require(importlib.util.find_spec(name), f"{name} is not installed")
     isas = {isa.name for isa in setup.isas_for(platform.machine())}
     project = TinyProject(tmp_path, isas)
-    assert project.build() == {"api", "module", "_native", *isas}
+    libraries = {"_native", "libgce_ort"}
+    everything = {"api", "module", "register", *libraries, *isas}
+    assert project.build() == everything
     assert project.build() == set()
     project.edit("native/core/kernels.inc.h")
-    assert project.build() == {"_native", *isas}
+    assert project.build() == {*libraries, *isas}
     project.edit("native/core/simd/baseline.h")
-    assert project.build() == {"_native", "baseline"}
+    assert project.build() == {*libraries, "baseline"}
     project.edit("native/include/gce/gce.h")
-    assert project.build() == {"_native", "api", "module"}
+    assert project.build() == {*libraries, "api", "module", "register"}
     project.edit("native/core/api.cpp")
-    assert project.build() == {"_native", "api"}
-    assert project.build(GCE_WERROR="1") == {"api", "module", "_native", *isas}
+    assert project.build() == {*libraries, "api"}
+    project.edit("onnx_ops/register.cpp")
+    assert project.build() == {"libgce_ort", "register"}
+    assert project.build(GCE_WERROR="1") == everything
     code = "import gce._native; print(gce._native.three)"
     assert run(sys.executable, "-c", code, cwd=tmp_path).strip() == "3"
 
@@ -268,7 +277,7 @@ def test_warnings_are_errors_only_on_request(setup, tmp_path):
 
 def test_sdist_holds_all_that_a_build_and_the_tests_need(setup, tmp_path):
     wanted = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md"}
-    for folder in ("native", "gce", "tests"):
+    for folder in ("native", "onnx_ops", "gce", "tests"):
         for path in (ROOT / folder).rglob("*"):
             if (
                 path.is_file()
@@ -291,5 +300,7 @@ def test_compile_commands_are_written_for_tools(setup, tmp_path):
     project.build()
     commands = json.loads((tmp_path / "build/compile_commands.json").read_text())
     assert {entry["file"] for entry in commands} == {
-        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("native/**/*.cpp")
+        path.relative_to(tmp_path).as_posix()
+        for folder in ("native", "onnx_ops")
+        for path in (tmp_path / folder).rglob("*.cpp")
     }

@@ -1,0 +1,96 @@
+"""One node of the operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+import gce
+from gce._onnx_library import DOMAIN, OP_TYPE
+from gce._types import Reduction, Value
+
+__all__ = ["loss_node"]
+
+
+def loss_node(
+    scores: str,
+    labels: str,
+    gamma: str,
+    *,
+    weights: str | None = None,
+    loss: str = "loss",
+    grad: str | None = None,
+    reduction: Reduction = "mean",
+    value: Value = "primitive",
+    threshold: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    name: str | None = None,
+) -> onnx.NodeProto:
+    """Make a ``GammaCrossEntropyLoss`` node.
+
+    Parameters
+    ----------
+    scores, labels, gamma : str
+        Names of the inputs: see `gce.onnx` for their types and shapes.
+    weights : str, optional
+        Name of the class weights.
+    loss : str
+        Name of the loss.
+    grad : str, optional
+        Name of the gradient with respect to the scores. None: it is not computed.
+    reduction : {"mean", "sum", "none"}
+        What is made of the rows' losses.
+    value : {"primitive", "surrogate"}
+        As for `gce.loss`.
+    threshold, label_smoothing : float
+        As for `gce.loss`. An ONNX attribute is a float32, and the operator takes its value:
+        ``numpy.float32(0.1)`` is what ``threshold=0.1`` means here.
+    ignore_index : int, optional
+        Rows with this label have loss 0 and gradient 0 and do not count. None: no row is ignored.
+        (The default of `gce.loss` is -100; here, as in ONNX, there is none.)
+    name : str, optional
+        Name of the node.
+
+    Returns
+    -------
+    onnx.NodeProto
+        The model that it goes into must import the domain ``ai.gce``, version 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option of the wrong type or out of its range.
+
+    Examples
+    --------
+    >>> import gce.onnx
+    >>> node = gce.onnx.loss_node("logits", "labels", "gamma", grad="grad", ignore_index=-100)
+    >>> print(node.op_type, list(node.output))
+    GammaCrossEntropyLoss ['loss', 'grad']
+    """
+    attributes: dict[str, Any] = {
+        "reduction": reduction,
+        "value": value,
+        "threshold": threshold,
+        "label_smoothing": label_smoothing,
+    }
+    check_attributes({**attributes, "ignore_index": ignore_index})
+    attributes |= {name: float(attributes[name]) for name in ("threshold", "label_smoothing")}
+    if ignore_index is not None:
+        attributes["ignore_index"] = int(ignore_index)
+    return onnx.helper.make_node(
+        OP_TYPE,
+        [scores, labels, gamma] if weights is None else [scores, labels, gamma, weights],
+        [loss] if grad is None else [loss, grad],
+        name=name,
+        domain=DOMAIN,
+        **attributes,
+    )
+
+
+def check_attributes(attributes: dict[str, Any]) -> None:
+    """Raise what the core has to say about them: they go into a problem of one class."""
+    gce.loss(np.zeros((1, 1)), np.zeros(1, np.int64), 0.0, **{"ignore_index": None, **attributes})

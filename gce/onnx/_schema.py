@@ -1,0 +1,102 @@
+"""The operator's schema: what onnx's checker, shape inference and evaluator know of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+from onnx import TensorProto, defs
+
+from gce._onnx_library import DOMAIN, OP_TYPE
+
+__all__ = ["VERSION", "register_schema"]
+
+VERSION = 1
+FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
+
+_DOC = """The gamma-cross-entropy of scores and labels, and its gradient.
+
+For a row with scores z, p = softmax(z)[label] and d = 1 - gamma:
+    loss      L = -log(gamma + d p) / d        (gamma = 0: -log p;  gamma = 1: 1 - p)
+    gradient  dL/dz = max(threshold, p / (gamma + d p)) (softmax(z) - onehot(label))
+At gamma = 0 it is SoftmaxCrossEntropyLoss. Source: arXiv 2302.13344."""
+
+_Parameter = defs.OpSchema.FormalParameter
+_Optional = defs.OpSchema.FormalParameterOption.Optional
+
+_INPUTS = [
+    _Parameter("scores", "T", "[N, C, d1...dk], the logits"),
+    _Parameter("labels", "I", "[N, d1...dk], 0 <= label < C or ignore_index"),
+    _Parameter("gamma", "G", "0 <= gamma <= 1: scalar, or of the labels' shape"),
+    _Parameter("weights", "T", "[C], class weights", param_option=_Optional),
+]
+_OUTPUTS = [
+    _Parameter("loss", "T", "scalar, or of the labels' shape for reduction 'none'"),
+    _Parameter("grad", "T", "[N, C, d1...dk], gradient of the loss", param_option=_Optional),
+]
+_TYPES = [
+    ("T", FLOATS, "scores, weights and outputs"),
+    ("I", ["tensor(int32)", "tensor(int64)"], "labels"),
+    ("G", FLOATS, "gamma, of any of these types"),
+]
+
+
+def _attributes() -> list[defs.OpSchema.Attribute]:
+    make, attribute = onnx.helper.make_attribute, defs.OpSchema.Attribute
+    return [
+        attribute("reduction", make("reduction", "mean"), "'mean', 'sum' or 'none'"),
+        attribute("value", make("value", "primitive"), "'primitive' or 'surrogate'"),
+        attribute("threshold", make("threshold", 0.0), "b, least gradient weight, in [0, 1]"),
+        attribute("label_smoothing", make("label_smoothing", 0.0), "epsilon, in [0, 1]"),
+        attribute(
+            "ignore_index",
+            defs.OpSchema.AttrType.INT,
+            "rows with this label do not count; absent: none is ignored",
+            required=False,
+        ),
+    ]
+
+
+def register_schema() -> None:
+    """Make the operator known to onnx; once per process, however often it is called."""
+    if defs.has(OP_TYPE, DOMAIN):
+        return
+    schema = defs.OpSchema(
+        OP_TYPE,
+        DOMAIN,
+        VERSION,
+        _DOC,
+        inputs=_INPUTS,
+        outputs=_OUTPUTS,
+        type_constraints=_TYPES,
+        attributes=_attributes(),
+    )
+    if hasattr(schema, "set_type_and_shape_inference_function"):  # onnx >= 1.18
+        schema.set_type_and_shape_inference_function(_infer)
+    defs.register_schema(schema)
+
+
+def _infer(context: onnx.shape_inference.InferenceContext) -> None:
+    """Types and shapes of the outputs, as far as those of the inputs tell; symbolic names stay."""
+    scores: Any = context.get_input_type(0)  # None where the input is absent
+    labels: Any = context.get_input_type(1) if context.get_num_inputs() > 1 else None
+    reduction: Any = context.get_attribute("reduction")
+    if scores is None or not scores.tensor_type.elem_type:
+        return
+    loss = onnx.TypeProto()
+    loss.tensor_type.elem_type = scores.tensor_type.elem_type
+    if reduction is None or reduction.s != b"none":
+        loss.tensor_type.shape.CopyFrom(onnx.TensorShapeProto())
+    elif labels is not None and labels.tensor_type.HasField("shape"):
+        loss.tensor_type.shape.CopyFrom(labels.tensor_type.shape)
+    elif len(scores.tensor_type.shape.dim) >= 2:
+        batch, _, *rest = scores.tensor_type.shape.dim
+        loss.tensor_type.shape.dim.extend([batch, *rest])
+    context.set_output_type(0, loss)
+    if context.get_num_outputs() > 1:
+        context.set_output_type(1, scores)
+
+
+def tensor_type_name(elem_type: int) -> str:
+    """``float16`` for ``TensorProto.FLOAT16``."""
+    return str(TensorProto.DataType.Name(elem_type)).lower()

@@ -1,0 +1,249 @@
+"""The operator as a function in standard operators: the same results where there is no library."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from op_models import (
+    BFLOAT16,
+    FLOATS,
+    Value,
+    bits,
+    feeds_of,
+    make_model,
+    make_session,
+    numpy_op,
+    problem,
+    runtime_version,
+)
+
+import gce.onnx
+
+# The newest opset that the runtime, and the oldest that the function runs with.
+NEWEST = 20 if runtime_version() < (1, 20) else 21 if runtime_version() < (1, 24) else 23
+
+
+def session_of(arguments, grad=True, opset=17, library=False, **attributes):
+    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    like = {"loss": arguments["labels"], "grad": arguments["scores"]}
+    if attributes.get("reduction") != "none":
+        like["loss"] = np.zeros(())
+    names = ["loss", "grad"] if grad else ["loss"]
+    outputs = [Value(name, arguments["scores"].dtype, [None] * like[name].ndim) for name in names]
+    node = helper.make_node(
+        gce.onnx.OP_TYPE, list(arguments), names, domain=gce.onnx.DOMAIN, **attributes
+    )
+    model = gce.onnx.attach_function(make_model([node], inputs, outputs, opset))
+    onnx.checker.check_model(model)
+    return make_session(model, library=library)
+
+
+def run(arguments, **options):
+    session = session_of(arguments, **options)
+    results = session.run(None, feeds_of(arguments))
+    return [r.astype(arguments["scores"].dtype) for r in results]
+
+
+def assert_close(found, expected, case=""):
+    """Within the rounding of float32, or of the scores' own 16 bits."""
+    name = expected[0].dtype.name
+    # Ours is within 1e-6 (5e-7 for gradients) of the exact value and the function, in float64, at
+    # it; 16-bit results are one rounding apart at most: two units in the last place.
+    relative = {"float64": 1e-12, "float32": 1.2e-6, "float16": 2.0**-10, "bfloat16": 2.0**-7}[name]
+    absolute = {"float64": 1e-14, "float32": 2e-6, "float16": 2e-6, "bfloat16": 2e-6}[name]
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape, case
+        np.testing.assert_allclose(
+            one.astype("f8"), other.astype("f8"), rtol=relative, atol=absolute, err_msg=str(case)
+        )
+
+
+@pytest.mark.parametrize("opset", range(15, NEWEST + 1))
+def test_every_opset(opset):
+    arguments = problem(np.random.default_rng(1), FLOATS[0], (5, 4, 2), weights=True, ignored=-1)
+    for reduction in ("mean", "none"):
+        options = {"reduction": reduction, "ignore_index": -1, "label_smoothing": 0.25}
+        assert_close(run(arguments, opset=opset, **options), numpy_op(**arguments, **options))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_options_combined(dtype):
+    chooser, rng = random.Random(9), np.random.default_rng(9)
+    choices: dict[str, list[Any]] = {
+        "reduction": ["mean", "sum", "none"],
+        "value": ["primitive", "surrogate"],
+        "threshold": [0.0, 0.25, 1.0],
+        "label_smoothing": [0.0, 0.125, 1.0],
+        "ignore_index": [-100, 1],
+    }
+    for _ in range(50):
+        chosen = [name for name in choices if chooser.random() < 0.6]
+        options: dict[str, Any] = {name: chooser.choice(choices[name]) for name in chosen}
+        arguments = problem(
+            rng,
+            dtype,
+            chooser.choice([(1, 1), (4, 3), (3, 5, 2), (2, 9, 2, 2), (3, 200)]),
+            chooser.choice([np.int32, np.int64]),
+            chooser.choice(FLOATS),
+            gamma_per_row=chooser.random() < 0.5,
+            weights=chooser.random() < 0.5,
+            ignored=options.get("ignore_index"),
+            scale=chooser.choice([0.01, 1.0, 8.0]),
+        )
+        if chooser.random() < 0.3:
+            arguments["gamma"] = np.asarray(np.round(arguments["gamma"].astype("f4")))  # 0 or 1
+        assert_close(run(arguments, **options), numpy_op(**arguments, **options), options)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-300, 1e-30, 1e-7, 0.5, 1.0 - 1e-7, 1.0])
+def test_the_ends_of_gamma_and_of_p(gamma):
+    rows = [[0.0, 40.0], [0.0, -40.0], [0.0, 0.0], [0.0, 700.0], [0.0, 1e30], [1e30, 0.0], [0, 1e4]]
+    scores = np.array([*rows, [0.0, -np.inf], [-np.inf, 0.0]])
+    arguments = {
+        "scores": scores,
+        "labels": np.zeros(len(scores), np.int64),
+        "gamma": np.array(gamma),
+    }
+    for threshold, value in itertools.product((0.0, 0.25, 1.0), ("primitive", "surrogate")):
+        options = {"threshold": threshold, "value": value, "reduction": "none"}
+        found, expected = run(arguments, **options), numpy_op(**arguments, **options)
+        # As float32: between 1e-300 and 0 the function may not tell weights apart that both vanish.
+        assert_close([r.astype("f4") for r in found], [r.astype("f4") for r in expected], options)
+
+
+def test_nan_and_infinity_stay_in_their_row():
+    inf, nan = np.inf, np.nan
+    scores = np.array([[nan, 0, 1], [0, 1, 2], [0, inf, 1], [-inf, -inf, -inf]], "f4")
+    arguments = {"scores": scores, "labels": np.array([1, 2, 0, 0]), "gamma": np.array(0.5)}
+    loss, grad = run(arguments, reduction="none")
+    assert np.isnan(loss[[0, 2, 3]]).all() and np.isnan(grad[[0, 2, 3]]).all()
+    assert_close([loss[1], grad[1]], [r[1] for r in numpy_op(**arguments, reduction="none")])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.25])
+def test_masked_classes(smoothing):
+    scores = np.array([[0.0, -np.inf, 1.0], [2.0, -np.inf, 1.0]], "f4")
+    arguments = {"scores": scores, "labels": np.array([0, 2]), "gamma": np.array(0.5)}
+    options = {"label_smoothing": smoothing, "reduction": "none"}
+    assert_close(run(arguments, **options), numpy_op(**arguments, **options))
+    arguments["weights"] = np.array([1.0, 0.0, 2.0], "f4")  # no weight, no part of the sum
+    found = run(arguments, **options)
+    assert np.isfinite(found[0]).all()
+    assert_close(found, numpy_op(**arguments, **options))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 5, 0)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_rows(shape, reduction):
+    arguments = problem(np.random.default_rng(0), FLOATS[0], shape, weights=True)
+    assert_close(run(arguments, reduction=reduction), numpy_op(**arguments, reduction=reduction))
+
+
+def test_nothing_counted_is_zero():
+    arguments = problem(np.random.default_rng(0), FLOATS[0], (4, 3))
+    arguments["labels"][:] = 7
+    loss, grad = run(arguments, ignore_index=7)
+    assert loss == 0 and not grad.any()
+
+
+@pytest.mark.parametrize("label", [-1, -5, 5, 2**40, -(2**63) + 1])
+def test_a_label_out_of_range_is_an_error(label):
+    arguments = problem(np.random.default_rng(0), FLOATS[0], (4, 5))
+    arguments["labels"][2] = label
+    with pytest.raises(Exception, match=r"(?i)out of (range|bound)"):
+        run(arguments)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, np.nan])
+def test_gamma_out_of_range_is_nan(gamma):
+    arguments = problem(np.random.default_rng(0), FLOATS[0], (4, 5), gamma_per_row=True)
+    arguments["gamma"][1] = gamma
+    loss, grad = run(arguments, reduction="none")
+    assert np.isnan(loss).tolist() == [False, True, False, False]
+    assert np.isnan(grad[1]).all() and np.isfinite(grad[[0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_with_the_library_it_is_the_kernel(dtype):
+    """The same bits as the kernel's, which the function's differ from."""
+    arguments = problem(np.random.default_rng(3), dtype, (300, 50), weights=True)
+    expected = bits(numpy_op(**arguments))
+    assert bits(run(arguments, library=True)) == expected
+    if dtype not in (BFLOAT16, np.float16):
+        assert bits(run(arguments)) != expected
+
+
+def test_the_loss_alone():
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (30, 5))
+    for library in (False, True):
+        (loss,) = run(arguments, grad=False, library=library)
+        np.testing.assert_allclose(loss, numpy_op(**arguments)[0], rtol=1e-6)
+
+
+def test_nodes_with_and_without_weights_in_one_model():
+    weighted = problem(np.random.default_rng(3), FLOATS[0], (6, 5), weights=True)
+    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in weighted.items()]
+    names = list(weighted)
+    nodes = [
+        helper.make_node(gce.onnx.OP_TYPE, names, ["a", "b"], domain=gce.onnx.DOMAIN),
+        helper.make_node(gce.onnx.OP_TYPE, [*names[:3], ""], ["c"], domain=gce.onnx.DOMAIN),
+        helper.make_node(
+            gce.onnx.OP_TYPE, names[:3], ["d", "e"], domain=gce.onnx.DOMAIN, reduction="none"
+        ),
+    ]
+    outputs = [Value(name, FLOATS[0], None) for name in "abcde"]
+    model = make_model(nodes, inputs, outputs)
+    plain = {name: weighted[name] for name in names[:3]}
+    expected = [*numpy_op(**weighted), numpy_op(**plain)[0], *numpy_op(**plain, reduction="none")]
+    attached = gce.onnx.attach_function(model)
+    assert_close(make_session(attached, library=False).run(None, weighted), expected)
+    assert bits(make_session(attached).run(None, weighted)) == bits(expected)
+    # What came in is as it was, and what comes out may go in again.
+    assert not model.functions and len(model.graph.node) == 3
+    again = gce.onnx.attach_function(attached)
+    assert len(again.functions) == 1
+    assert_close(make_session(again, library=False).run(None, weighted), expected)
+
+
+def test_in_a_branch():
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5))
+    node = gce.onnx.loss_node("scores", "labels", "gamma", loss="inner")
+    info = helper.make_tensor_value_info("inner", TensorProto.FLOAT, [])
+    branch = helper.make_graph([node], "branch", [], [info])
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    nodes = [
+        helper.make_node("Constant", [], ["yes"], value=yes),
+        helper.make_node("If", ["yes"], ["loss"], then_branch=branch, else_branch=branch),
+    ]
+    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    model = gce.onnx.attach_function(make_model(nodes, inputs, [Value("loss", FLOATS[0], [])]))
+    (loss,) = make_session(model, library=False).run(None, arguments)
+    np.testing.assert_allclose(loss, numpy_op(**arguments)[0], rtol=1e-6)
+
+
+def test_wrong_models():
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5))
+    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    node = helper.make_node("Identity", ["scores"], ["loss"])
+    model = make_model([node], inputs, [Value("loss", FLOATS[0], None)])
+    with pytest.raises(ValueError, match=r"model has no ai\.gce::GammaCrossEntropyLoss node"):
+        gce.onnx.attach_function(model)
+    model.opset_import[0].version = 14
+    with pytest.raises(ValueError, match="model has opset 14, expected 15 or newer"):
+        gce.onnx.attach_function(model)
+    names = list(arguments)
+    for attributes, message in [
+        ({"reduction": "avg"}, 'reduction = "avg", expected "mean"'),
+        ({"threshold": 2.0}, "threshold = 2, expected 0 <= threshold <= 1"),
+    ]:
+        node = helper.make_node(
+            gce.onnx.OP_TYPE, names, ["loss"], domain=gce.onnx.DOMAIN, **attributes
+        )
+        with pytest.raises(ValueError, match=message):
+            gce.onnx.attach_function(make_model([node], inputs, [Value("loss", FLOATS[0], None)]))
