@@ -474,6 +474,7 @@ label_smoothing, reduction, normalizer, axis
     """
     z, y, counted = _rows(logits, targets, axis, ignore_index)
     gamma, threshold, upstream = _doubles(gamma, threshold, grad_output)
+    label_smoothing = float(label_smoothing)
 
     classes = z.shape[-1]
     c = np.ones(classes) if weight is None else np.asarray(weight, np.float64)

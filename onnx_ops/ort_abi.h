@@ -3,7 +3,7 @@
 //
 // `OrtApi` is a table of function pointers that only ever grows at its end, so a slot's number is its
 // contract (`GCE_ORT_SLOTS`). `OrtCustomOp` grows at its end too, guarded by its `version`. Enumerations are
-// passed as `int`. tests/onnx/abi_check.cpp compares all of it with the real header of API 21.
+// passed as `int`. tests/onnx_ops/abi_check.cpp compares all of it with the real header of API 21.
 #ifndef GCE_ONNX_OPS_ORT_ABI_H_
 #define GCE_ONNX_OPS_ORT_ABI_H_
 

@@ -32,8 +32,9 @@ constexpr long kInfersGrad = 28;
 struct Runtime {
   const Api* api;
   long minor;  // of its version 1.minor
-  uint32_t api_version() const { return static_cast<uint32_t>(std::min(minor, kNewestApi)); }
 };
+
+uint32_t api_version(long minor) { return static_cast<uint32_t>(std::min(minor, kNewestApi)); }
 
 struct Types {
   int scores;
@@ -72,7 +73,7 @@ OrtStatus* infer(const CustomOp* op, OrtShapeInferContext* context) {
 
 Op make_op(const Runtime& runtime, const Types& types) {
   Op op = {};
-  op.version = runtime.api_version();
+  op.version = api_version(runtime.minor);
   op.runtime = runtime;
   op.types = types;
   op.GetName = [](const CustomOp*) { return kName; };
@@ -147,13 +148,18 @@ long minor_version(const char* version) {
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
     OrtSessionOptions* options, const gce_onnx::ApiBase* base) {
   using namespace gce_onnx;
-  Runtime runtime = {base->get_api(1), minor_version(base->get_version())};
-  return guarded(runtime.api, [&] {
-    if (runtime.minor < kOldestRuntime) {
+  const long minor = minor_version(base->get_version());
+  const Runtime runtime = {base->get_api(api_version(minor)), minor};
+  const bool is_known = minor >= kOldestRuntime && runtime.api != nullptr;
+  const Api* says_errors = is_known ? runtime.api : base->get_api(1);
+  if (says_errors == nullptr)
+    return nullptr;  // the operator stays unknown, which a session will say
+  return guarded(says_errors, [&] {
+    if (!is_known) {
       throw Error(kFail, std::string("gce needs ONNX Runtime 1.") + std::to_string(kOldestRuntime) +
-                             " or newer, this is " + base->get_version());
+                             " or newer, with the API of 1." + std::to_string(kNewestApi) +
+                             "; this is " + base->get_version());
     }
-    runtime.api = base->get_api(runtime.api_version());
     int registered = 0;
     check(runtime.api->HasSessionConfigEntry()(options, kRegistered, &registered));
     if (registered != 0) return;

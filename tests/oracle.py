@@ -59,6 +59,39 @@ def loss_rows(
     return row(logits, target, gamma, b, value).value
 
 
+def smoothed_row(
+    logits: Sequence[float],
+    target: int,
+    gamma: float,
+    epsilon: float,
+    weight: Sequence[float],
+    b: float = 0.0,
+    value: str = "primitive",
+) -> Row:
+    """`row` with label smoothing ε and class weights c; its weight and ℓ are those of `row`.
+
+    (1 - ε) c_y L + (ε/V) Σ_v c_v (-log q_v), where classes with c_v = 0 are no part of the sum, as
+    L is none for c_y = 0 or ε = 1, even where it is infinite.
+    """
+    own = row(logits, target, gamma, b, value)
+    with mp.workdps(ROW_DIGITS):
+        z, c = ([mp.mpf(float(x)) for x in numbers] for numbers in (logits, weight))
+        kept, share = (1 - mp.mpf(epsilon)) * c[target], mp.mpf(epsilon) / len(z)
+        top = z.index(max(z))
+        odds = [mp.exp(z_j - z[top]) for z_j in z]
+        rest = mp.fsum(odds[:top] + odds[top + 1 :])
+        # -log q_v = (z_top - z_v) + log(1 + rest): two terms of one sign.
+        log_sum = mp.log1p(rest)
+        terms = [c_j * (z[top] - z_j + log_sum) for c_j, z_j in zip(c, z, strict=True) if c_j != 0]
+        result = share * mp.fsum(terms) + (kept * own.value if kept != 0 else 0)
+        factor = share * mp.fsum(c) / (1 + rest)
+        grad = [
+            kept * own_j + (factor * odd - share * c_j)
+            for own_j, odd, c_j in zip(own.grad, odds, c, strict=True)
+        ]
+        return Row(result, grad, own.weight, own.log_p)
+
+
 def value_from_log_prob(
     log_p: float | Real, gamma: float, b: float = 0.0, value: str = "primitive"
 ) -> Real:

@@ -137,6 +137,7 @@ REDUCTIONS = [
     {"reduction": "none", "grad_output": rows_of(1.0, -0.5, 2.0, dtype="float16")},
     {"reduction": "none", "grad_output": rows_of(1, -2, dtype="int8")},
 ]
+SMOOTHINGS = [0.0, 1e-7, 0.1, 1, True, np.float32(0.3), np.float64(0.5), np.array(0.25)]
 AXES = [{}, {"axis": -1}, {"axis": 2}, {"axis": 1}, {"axis": 0}, {"axis": np.int8(-2)}]
 KINDS: dict[str, list[Any]] = {
     "gamma": [{"gamma": gamma} for gamma in GAMMAS],
@@ -145,6 +146,7 @@ KINDS: dict[str, list[Any]] = {
     "weight": [{"weight": weight} for weight in WEIGHTS],
     "sample_weight": [{"sample_weight": weight} for weight in SAMPLE_WEIGHTS],
     "targets": TARGETS,
+    "label_smoothing": [{}, *({"label_smoothing": epsilon} for epsilon in SMOOTHINGS)],
     "reduction": REDUCTIONS,
     "axis": AXES,
     "out": [{}, {"out": None}, {"out": "new"}, {"out": "in place"}],
@@ -173,7 +175,8 @@ def case_of(dtype: str, options: dict[str, Any]) -> Case:
 def in_reference_terms(options: dict[str, Any]) -> dict[str, Any]:
     """The options that change what is computed, as `gce.reference` takes them."""
     kept = {name: item for name, item in options.items() if name not in ("out", "num_threads")}
-    for name in ("gamma", "threshold", "weight", "sample_weight", "grad_output"):
+    arrays = ("gamma", "threshold", "weight", "sample_weight", "grad_output")
+    for name in (*arrays, "label_smoothing"):
         if kept.get(name) is not None:
             kept[name] = np.asarray(kept[name]).astype(np.float64)
     if kept.get("ignore_index", -100) is None:
@@ -182,27 +185,32 @@ def in_reference_terms(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def slopes_of(case: Case, expected: dict[str, Any]) -> np.ndarray:
-    """What multiplies ``q - e_y`` in each row: the size of which gradient errors are fractions."""
+    """What multiplies q and the unit vectors in each row: gradient errors are fractions of it.
+
+    A row's gradient is s ((1 - ε) c_y w (q - e_y) + (ε/V) Σ_v c_v (q - e_v)) with sample weight s,
+    where both terms may cancel each other: the size is s ((1 - ε) c_y w + (ε/V) Σ_v c_v).
+    """
+    axis, ignore_index = expected.get("axis", -1), expected.get("ignore_index", -100)
     stats = reference.row_stats(
-        case.logits,
-        expected["targets"],
-        axis=expected.get("axis", -1),
-        ignore_index=expected.get("ignore_index", -100),
+        case.logits, expected["targets"], axis=axis, ignore_index=ignore_index
     )
-    weight = reference.grad_weight(
+    slope = reference.grad_weight(
         stats.target_log_prob, expected["gamma"], expected.get("threshold", 0.0)
     )
-    counted = np.asarray(expected["targets"]) != expected.get("ignore_index", -100)
-    row_weight = np.broadcast_to(counted.astype(float), counted.shape).copy()
+    counted = np.asarray(expected["targets"]) != ignore_index
+    sample_weight = np.broadcast_to(counted.astype(float), counted.shape).copy()
     if expected.get("sample_weight") is not None:
-        row_weight *= expected["sample_weight"]
-    if expected.get("weight") is not None:
-        row_weight *= expected["weight"][np.where(counted, expected["targets"], 0)]
-    slope = weight * row_weight * np.abs(expected.get("grad_output", 1.0))
+        sample_weight *= expected["sample_weight"]
+    weight = expected.get("weight")
+    weight = np.ones(case.logits.shape[axis]) if weight is None else weight
+    target_weight = weight[np.where(counted, expected["targets"], 0)]
+    epsilon = expected.get("label_smoothing", 0.0)
+    slope = (1.0 - epsilon) * target_weight * slope + epsilon * np.mean(weight)
+    slope = slope * sample_weight * np.abs(expected.get("grad_output", 1.0))
     if expected.get("reduction", "mean") == "mean":
-        divisor = expected.get("normalizer") or row_weight.sum()
+        divisor = expected.get("normalizer") or np.sum(sample_weight * target_weight)
         slope = slope / divisor if divisor != 0 else np.zeros_like(slope)
-    return np.expand_dims(slope, expected.get("axis", -1))
+    return np.expand_dims(slope, axis)
 
 
 def check(case: Case) -> None:
@@ -235,7 +243,8 @@ def check(case: Case) -> None:
         assert logits.tobytes() == case.logits.tobytes()
 
     # The promise: relative 1e-6 (1e-14 in float64), or 2e-7 (1e-15) times the row's weight where a
-    # loss is tiny. No weight here exceeds 4 * 3, and a mean divides by at least a 1/8 of what it
+    # loss is tiny. No weight here exceeds 4 * 3, nor does what label smoothing makes of them, which
+    # lies between that of the target and the mean; and a mean divides by at least a 1/8 of what it
     # sums: 16 times that. The reference itself is good to 1e-15, added once.
     tolerance = {"rtol": 1.1e-14, "atol": 1.6e-14} if name == "float64" else {}
     np.testing.assert_allclose(loss, want_loss, **(tolerance or {"rtol": 1e-6, "atol": 3.2e-6}))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+import gce
 from gce import presets, reference
 
 # arXiv 2302.13344: γ, b, ε.
@@ -32,11 +34,16 @@ def test_no_preset_is_missing_from_this_test_or_from_all():
 
 @pytest.mark.parametrize("name", PAPER)
 def test_options_are_arguments_of_the_loss(name):
-    gamma, threshold, _ = PAPER[name]
+    gamma, threshold, epsilon = PAPER[name]
     logits, target = [0.0, 30.0, 1.0], 0  # p = 1e-13, w below every preset's threshold
-    got = reference.loss(logits, target, **getattr(presets, name).options())
-    assert got == reference.loss(logits, target, gamma, threshold=threshold)
-    assert got > reference.loss(logits, target, gamma)
+    options = getattr(presets, name).options()
+    got = reference.loss(logits, target, **options)
+    thresholded = reference.loss(logits, target, gamma, threshold=threshold)
+    assert thresholded > reference.loss(logits, target, gamma)
+    # The classes are 30, 0 and 29 below the top, which has all of q up to e^-29.
+    assert got == pytest.approx((1 - epsilon) * thresholded + epsilon * 59 / 3, rel=1e-12)
+    # As float64 and as the compiled loss; float64's promise is 1e-14.
+    assert gce.loss(np.array(logits), target, **options) == pytest.approx(got, rel=1e-14)
 
 
 def test_options_are_a_new_dict_each_time():

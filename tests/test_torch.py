@@ -107,30 +107,40 @@ def test_gamma_0_is_cross_entropy(isa, name, dtype, reduction):
     # PyTorch takes 16-bit logits too, and loses digits: the comparison is with its float32.
     exact = logits.double() if dtype == "float64" else logits.float()
     weight = torch.linspace(0.5, 2.0, classes, dtype=exact.dtype)
-    for class_weight, ignore_index in itertools.product((None, weight), (-100, 0)):
+    without = weight * (torch.arange(classes) % 3 != 1)
+    for class_weight, ignore_index, epsilon in itertools.product(
+        (None, weight, without), (-100, 0), (0.0, 0.1, 1.0)
+    ):
         counted = targets.where(targets >= 0, torch.tensor(ignore_index))
+        of_torch = {
+            "weight": class_weight,
+            "ignore_index": ignore_index,
+            "label_smoothing": epsilon,
+            "reduction": reduction,
+        }
 
-        def loss(
-            z: Any, target: Any = counted, weight: Any = class_weight, ignored: int = ignore_index
-        ) -> Any:
-            return functional().cross_entropy(
-                z, target, weight, ignore_index=ignored, reduction=reduction
-            )
+        def loss(z: Any, target: Any = counted, options: Any = of_torch) -> Any:
+            return functional().cross_entropy(z, target, **options)
 
         want = by_autograd(loss, exact)
         if not np.isfinite(want[0]).all():
             # Nothing counts: PyTorch's mean is 0/0, ours 0.
             assert reduction == "mean"
             want = (np.zeros(()), np.zeros(shape))
-        for threshold, value in ((0.0, "primitive"), (0.3, "surrogate")):
+        for gamma, threshold, value in (
+            (0.0, 0.0, "primitive"),
+            (0.0, 0.3, "surrogate"),
+            (0.6, 1.0, "primitive"),
+        ):
             found = gce.loss_and_grad(
                 as_array(logits),
                 counted.numpy(),
-                0.0,
+                gamma,
                 threshold=threshold,
                 value=value,
                 weight=None if class_weight is None else class_weight.numpy(),
                 ignore_index=ignore_index,
+                label_smoothing=epsilon,
                 reduction=reduction,
                 axis=axis_of(shape),
             )
@@ -164,7 +174,8 @@ def test_memory_formats(isa, memory_format):
     assert found[1].strides == moved.numpy().strides
 
 
-def test_extreme_logits(isa):
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])  # at 1, PyTorch's masked target is 0 · inf = NaN
+def test_extreme_logits(isa, epsilon):
     inf = float("inf")
     logits = torch.tensor(
         [
@@ -176,10 +187,14 @@ def test_extreme_logits(isa):
         ]
     )
     targets = torch.tensor([2, 0, 0, 0, 2])
-    want = by_autograd(lambda z: functional().cross_entropy(z, targets, reduction="none"), logits)
-    found = gce.loss_and_grad(logits.numpy(), targets.numpy(), 0.0, reduction="none")
-    assert_agree(found, want, "float32")
-    assert found[0][1] == inf
+    options = {"reduction": "none", "label_smoothing": epsilon}
+    for dtype in ("float32", "float64"):
+        exact = logits.to(getattr(torch, dtype))
+        want = by_autograd(lambda z: functional().cross_entropy(z, targets, **options), exact)
+        found = gce.loss_and_grad(exact.numpy(), targets.numpy(), 0.0, **options)
+        assert_agree(found, want, dtype)
+        # A masked class is a part of the smoothed loss, for PyTorch and for us.
+        assert np.isinf(found[0]).tolist() == [epsilon > 0, True, False, False, epsilon > 0]
 
 
 def test_poisoned_rows(isa):
@@ -253,18 +268,21 @@ def test_autograd_of_the_composed_loss(isa, gamma, threshold, value):
         np.testing.assert_allclose(grad, want[1], rtol=rtol, atol=ATOL[tolerance])
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
-def test_weights_of_rows_and_classes(isa, gamma):
+def test_weights_of_rows_and_classes(isa, gamma, epsilon):
     logits, targets = problem(SHAPES["rows"], "float64")
     rng = np.random.default_rng(3)
     weight, sample_weight = rng.random(7), rng.random(13)
     counted = targets != -100
-    row_weight = torch.from_numpy(weight)[targets.clamp(min=0)] * torch.from_numpy(sample_weight)
-    row_weight = row_weight * counted
+    per_row = torch.from_numpy(sample_weight) * counted
+    row_weight = torch.from_numpy(weight)[targets.clamp(min=0)] * per_row
 
     def loss(z: Any) -> Any:
-        rows = composed(z, targets.clamp(min=0), gamma, 0.2, "primitive")
-        return (rows * row_weight).sum() / row_weight.sum()
+        rows = row_weight * composed(z, targets.clamp(min=0), gamma, 0.2, "primitive")
+        of_classes = -functional().log_softmax(z, dim=-1) @ torch.from_numpy(weight) / 7
+        rows = (1 - epsilon) * rows + epsilon * per_row * of_classes
+        return rows.sum() / row_weight.sum()
 
     found = gce.loss_and_grad(
         logits.numpy(),
@@ -273,6 +291,7 @@ def test_weights_of_rows_and_classes(isa, gamma):
         threshold=0.2,
         weight=weight,
         sample_weight=sample_weight,
+        label_smoothing=epsilon,
     )
     assert_agree(found, by_autograd(loss, logits), "float64")
 

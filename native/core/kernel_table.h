@@ -57,9 +57,11 @@ struct RowProblem {
   int64_t weight_stride;
   int32_t weight_dtype;
 
-  // Label smoothing, or null: class weights (1 where none are given) as float, for double logits as double.
+  // Label smoothing, or null: class weights (1 where none are given) over smooth_scale, a power of two, as
+  // float, for double logits as double; their sum, over it too.
   const char* smooth_weights;
   double smooth_weight_sum;
+  double smooth_scale;
   double label_smoothing;
 
   int32_t value;      // a gce_value

@@ -167,25 +167,28 @@ void check_grad(const gce_problem& p) {
   for (const RowOption& option : kRowOptions) require_apart(p.grad, option.name, p.*option.array);
 }
 
-void check_row_output(const char* name, const gce_array& a, int32_t dtype, const gce_problem& p) {
+void check_row_output(const char* name, const gce_array& a, int32_t dtype, const gce_problem& p,
+                      const char* like = "") {
   if (!is_given(a)) return;
   if (!same_shape(a, p.targets)) {
     fail(GCE_VALUE_ERROR, name, " has shape ", shape_text(a), ", expected ", shape_text(p.targets),
          ", the shape of targets");
   }
-  require_output(name, a, dtype, "");
+  require_output(name, a, dtype, like);
 }
 
+// A loss of 16-bit logits may be of their dtype too.
 void check_loss(const gce_problem& p, int32_t wide_dtype) {
   const int32_t dtype = p.loss.dtype == p.logits.dtype ? p.loss.dtype : wide_dtype;
+  const char* like = p.logits.dtype == wide_dtype ? "" : ", or the dtype of logits";
   if (p.reduction == GCE_REDUCTION_NONE) {
-    check_row_output("loss", p.loss, dtype, p);
+    check_row_output("loss", p.loss, dtype, p, like);
   } else if (is_given(p.loss)) {
     if (p.loss.ndim != 0) {
       fail(GCE_VALUE_ERROR, "loss has shape ", shape_text(p.loss),
            ", expected a scalar unless reduction is \"none\"");
     }
-    require_output("loss", p.loss, dtype, "");
+    require_output("loss", p.loss, dtype, like);
   }
 }
 

@@ -35,6 +35,7 @@ typedef struct {
   float* grad;
   int64_t* targets;
   double gamma;
+  double epsilon;
   float loss;
 } Batch;
 
@@ -51,6 +52,7 @@ static Batch new_batch(int64_t rows, int64_t classes) {
   b.grad = malloc(size * sizeof(float));
   b.targets = malloc((size_t)rows * sizeof(int64_t));
   b.gamma = 0.3;
+  b.epsilon = 0.0;
   b.loss = -77.0f;
   if (b.logits == NULL || b.grad == NULL || b.targets == NULL) abort();
   for (size_t i = 0; i < size; ++i) {
@@ -80,6 +82,7 @@ static gce_problem problem_of(Batch* b) {
   p.logits = array_of(b->logits, GCE_FLOAT32, 2, b->shape, b->strides);
   p.targets = array_of(b->targets, GCE_INT64, 1, b->shape, &b->row_stride);
   p.gamma = array_of(&b->gamma, GCE_FLOAT64, 0, NULL, NULL);
+  p.label_smoothing = b->epsilon;
   p.loss = array_of(&b->loss, GCE_FLOAT32, 0, NULL, NULL);
   p.grad = array_of(b->grad, GCE_FLOAT32, 2, b->shape, b->strides);
   return p;
@@ -96,12 +99,18 @@ static int is_untouched(const Batch* b) {
 static double row_loss(const Batch* b, int64_t r, double* q) {
   const float* z = b->logits + r * b->shape[1];
   double sum = 0.0;
+  double smooth = 0.0;
   for (int64_t v = 0; v < b->shape[1]; ++v) sum += exp((double)z[v]);
-  for (int64_t v = 0; v < b->shape[1]; ++v) q[v] = exp((double)z[v]) / sum;
-  return -log(b->gamma + (1.0 - b->gamma) * q[b->targets[r]]) / (1.0 - b->gamma);
+  for (int64_t v = 0; v < b->shape[1]; ++v) {
+    q[v] = exp((double)z[v]) / sum;
+    smooth -= log(q[v]) / (double)b->shape[1];
+  }
+  const double own = -log(b->gamma + (1.0 - b->gamma) * q[b->targets[r]]) / (1.0 - b->gamma);
+  return (1.0 - b->epsilon) * own + b->epsilon * smooth;
 }
 
-/* The specification's limits: loss to a relative 1e-6, gradient to 5e-7 of the weight. */
+/* The specification's limits: loss to a relative 1e-6, gradient to 5e-7 of the weight, which with label
+ * smoothing is (1 - epsilon) weight + epsilon. */
 static void check_results(const Batch* b, int line) {
   double* q = malloc((size_t)b->shape[1] * sizeof(double));
   double sum = 0.0;
@@ -110,11 +119,12 @@ static void check_results(const Batch* b, int line) {
   for (int64_t r = 0; r < b->shape[0]; ++r) {
     sum += row_loss(b, r, q);
     const double p = q[b->targets[r]];
-    const double weight = p / (b->gamma + (1.0 - b->gamma) * p);
+    const double weight = (1.0 - b->epsilon) * p / (b->gamma + (1.0 - b->gamma) * p);
     for (int64_t v = 0; v < b->shape[1]; ++v) {
-      const double slope = q[v] - (v == b->targets[r] ? 1.0 : 0.0);
+      const double slope = weight * (q[v] - (v == b->targets[r] ? 1.0 : 0.0)) +
+                           b->epsilon * (q[v] - 1.0 / (double)b->shape[1]);
       const double grad = (double)b->grad[r * b->shape[1] + v] * (double)b->shape[0];
-      worst = fmax(worst, fabs(grad - weight * slope) / weight);
+      worst = fmax(worst, fabs(grad - slope) / (weight + b->epsilon));
     }
   }
   const double mean = sum / (double)b->shape[0];
@@ -132,6 +142,7 @@ static void defaults(void) {
   CHECK(p.value == GCE_VALUE_PRIMITIVE);
   CHECK(p.has_ignore_index == 0);
   CHECK(p.has_normalizer == 0);
+  CHECK(p.label_smoothing == 0.0);
   CHECK(p.logits.data == NULL && p.gamma.data == NULL && p.loss.data == NULL &&
         p.grad.data == NULL);
 }
@@ -151,10 +162,14 @@ static void names(void) {
 }
 
 static void results(void) {
+  const double epsilons[] = {0.0, 0.1, 1.0};
   Batch b = new_batch(37, 101);
-  gce_problem p = problem_of(&b);
-  CHECK(gce_run(&p) == GCE_OK);
-  check_results(&b, __LINE__);
+  for (int i = 0; i < 3; ++i) {
+    b.epsilon = epsilons[i];
+    gce_problem p = problem_of(&b);
+    CHECK(gce_run(&p) == GCE_OK);
+    check_results(&b, __LINE__);
+  }
   free_batch(&b);
 }
 
@@ -205,6 +220,11 @@ static void errors(void) {
   b.gamma = 1.5;
   EXPECT_ERROR(GCE_VALUE_ERROR, "gamma = 1.5, expected 0 <= gamma <= 1");
   b.gamma = 0.3;
+  p.label_smoothing = 1.5;
+  EXPECT_ERROR(GCE_VALUE_ERROR, "label_smoothing = 1.5, expected 0 <= label_smoothing <= 1");
+  p.label_smoothing = NAN;
+  EXPECT_ERROR(GCE_VALUE_ERROR, "label_smoothing = nan, expected 0 <= label_smoothing <= 1");
+  p.label_smoothing = 0.0;
   p.axis = 2;
   EXPECT_ERROR(GCE_VALUE_ERROR, "axis = 2, expected -2 <= axis < 2 for logits of shape (8, 10)");
   p.axis = -1;
@@ -244,6 +264,154 @@ static void pointwise(void) {
   CHECK(gce_pointwise(GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT32, 1, two_args, two_strides,
                       &out_of_range) == GCE_OK);
   CHECK(fabs((double)out[0] + (1.0 - p) / (s * 0.75) + log(s) / (0.75 * 0.75)) <= 1e-7);
+}
+
+/* The 16-bit float with these bits, without sign. Infinity counts as the number that would be next. */
+static double number_of_bits(int32_t dtype, int32_t bits) {
+  const int32_t digits = dtype == GCE_FLOAT16 ? 10 : 7;
+  const int32_t least = (dtype == GCE_FLOAT16 ? -14 : -126) - digits;
+  const int32_t exponent = bits >> digits;
+  const int32_t fraction = bits - (exponent << digits);
+  if (exponent == 0) return ldexp(fraction, least);
+  return ldexp(fraction + (1 << digits), least + exponent - 1);
+}
+
+/* A row whose loss is half its sample weight, whatever that is: two equal logits at gamma = 1. */
+static gce_problem halves_of(const double* sample_weight, const int64_t* rows, int32_t dtype) {
+  static uint16_t logit = 0;
+  static int64_t target = 0;
+  static double one = 1.0;
+  static int64_t shape[2] = {0, 2};
+  static const int64_t same[2] = {0, 0};
+  static const int64_t stride = sizeof(double);
+  gce_problem p;
+  gce_problem_init(&p);
+  shape[0] = *rows;
+  p.logits = array_of(&logit, dtype, 2, shape, same);
+  p.targets = array_of(&target, GCE_INT64, 1, shape, same);
+  p.gamma = array_of(&one, GCE_FLOAT64, 0, NULL, NULL);
+  p.sample_weight = array_of((void*)sample_weight, GCE_FLOAT64, 1, shape, &stride);
+  return p;
+}
+
+/* The loss as a 16-bit float: of each row, and as the mean of that row alone. */
+static void check_narrow(double loss, int32_t dtype, uint16_t found, uint16_t expected) {
+  const int64_t one = 1;
+  const double sample_weight = 2.0 * loss;
+  uint16_t mean = 0;
+  gce_problem p = halves_of(&sample_weight, &one, dtype);
+  if (found != expected) {
+    printf("%a as dtype %d: 0x%04x, expected 0x%04x\n", loss, (int)dtype, found, expected);
+    ++failures;
+  }
+  p.has_normalizer = 1;
+  p.normalizer = 1.0;
+  p.loss = array_of(&mean, dtype, 0, NULL, NULL);
+  CHECK(gce_run(&p) == GCE_OK && mean == found);
+}
+
+enum { kPerNumber = 4 };
+
+/* A number of 16 bits, the tie between it and the next, and the floats on either side of the tie. */
+static void losses_near(int32_t dtype, int32_t bits, double* losses, uint16_t* expected) {
+  const double tie = (number_of_bits(dtype, bits) + number_of_bits(dtype, bits + 1)) / 2.0;
+  const int32_t rounded[kPerNumber] = {bits, bits, bits + (bits & 1), bits + 1}; /* ties to even */
+  const int negative = bits / 2 % 2;
+  losses[0] = number_of_bits(dtype, bits);
+  losses[1] = nextafterf((float)tie, 0.0f);
+  losses[2] = tie;
+  losses[3] = nextafterf((float)tie, INFINITY);
+  for (int i = 0; i < kPerNumber; ++i) {
+    if (negative) losses[i] = -losses[i];
+    expected[i] = (uint16_t)(rounded[i] | (negative ? 0x8000 : 0));
+  }
+}
+
+/* Losses of 16 bits are the float32 ones rounded to nearest even: for every number there is. */
+static void narrow_losses(int32_t dtype) {
+  const int32_t infinity = dtype == GCE_FLOAT16 ? 0x7c00 : 0x7f80;
+  const int64_t rows = (int64_t)kPerNumber * infinity;
+  const int64_t strides[2] = {sizeof(uint16_t), sizeof(float)};
+  double* losses = malloc((size_t)rows * sizeof(double));
+  double* weights = malloc((size_t)rows * sizeof(double));
+  uint16_t* expected = malloc((size_t)rows * sizeof(uint16_t));
+  uint16_t* found = malloc((size_t)rows * sizeof(uint16_t));
+  float* wide = malloc((size_t)rows * sizeof(float));
+  if (!losses || !weights || !expected || !found || !wide) abort();
+  for (int32_t bits = 0; bits < infinity; ++bits) {
+    losses_near(dtype, bits, losses + kPerNumber * bits, expected + kPerNumber * bits);
+  }
+  for (int64_t r = 0; r < rows; ++r) weights[r] = 2.0 * losses[r];
+  gce_problem p = halves_of(weights, &rows, dtype);
+  p.reduction = GCE_REDUCTION_NONE;
+  p.loss = array_of(found, dtype, 1, &rows, &strides[0]);
+  CHECK(gce_run(&p) == GCE_OK);
+  p.loss = array_of(wide, GCE_FLOAT32, 1, &rows, &strides[1]);
+  CHECK(gce_run(&p) == GCE_OK);
+  for (int64_t r = 0; r < rows; ++r) {
+    CHECK((double)wide[r] == losses[r]); /* so that what is rounded is a float */
+    if (found[r] != expected[r] || r % 97 == 0) {
+      check_narrow(losses[r], dtype, found[r], expected[r]);
+    }
+  }
+  free(losses);
+  free(weights);
+  free(expected);
+  free(found);
+  free(wide);
+}
+
+/* Infinities, NaN, and what is rounded twice: to float, where it becomes a tie, and to even. */
+static void unusual_narrow_losses(int32_t dtype) {
+  const int32_t digits = dtype == GCE_FLOAT16 ? 10 : 7;
+  const uint16_t infinity = dtype == GCE_FLOAT16 ? 0x7c00 : 0x7f80;
+  const uint16_t one = dtype == GCE_FLOAT16 ? 0x3c00 : 0x3f80;
+  const int64_t rows = 6;
+  const int64_t stride = sizeof(uint16_t);
+  const double tie = 1.0 + ldexp(1.0, -digits - 1);
+  double weights[6] = {INFINITY, -INFINITY, 2e39, NAN, 2.0 * tie + 0x1p-40, -0x1p-200};
+  uint16_t found[6];
+  gce_problem p = halves_of(weights, &rows, dtype);
+  p.reduction = GCE_REDUCTION_NONE;
+  p.loss = array_of(found, dtype, 1, &rows, &stride);
+  CHECK(gce_run(&p) == GCE_OK);
+  CHECK(found[0] == infinity);
+  CHECK(found[1] == (infinity | 0x8000));
+  CHECK(found[2] == infinity);
+  CHECK((found[3] & 0x7fff) > infinity);
+  CHECK(found[4] == one);
+  CHECK(found[5] == 0x8000);
+}
+
+/* No dtype of the loss but the logits' own and the one that results are computed in. */
+static void wrong_loss_dtypes(void) {
+  const int64_t one = 1;
+  const double weight = 1.0;
+  double loss = -77.0;
+  gce_problem p = halves_of(&weight, &one, GCE_FLOAT16);
+  p.loss = array_of(&loss, GCE_FLOAT64, 0, NULL, NULL);
+  CHECK_ERROR(gce_run(&p), GCE_TYPE_ERROR,
+              "loss has dtype float64, expected float32, or the dtype of logits");
+  p.loss.dtype = GCE_BFLOAT16;
+  CHECK_ERROR(gce_run(&p), GCE_TYPE_ERROR,
+              "loss has dtype bfloat16, expected float32, or the dtype of logits");
+  p.loss = array_of(&loss, GCE_FLOAT16, 1, &one, &one);
+  p.reduction = GCE_REDUCTION_NONE;
+  p.logits.dtype = GCE_BFLOAT16;
+  CHECK_ERROR(gce_run(&p), GCE_TYPE_ERROR,
+              "loss has dtype float16, expected float32, or the dtype of logits");
+  p.loss.data = NULL;
+  p.logsumexp = array_of(&loss, GCE_BFLOAT16, 1, &one, &one); /* statistics have no such choice */
+  CHECK_ERROR(gce_run(&p), GCE_TYPE_ERROR, "logsumexp has dtype bfloat16, expected float32");
+  CHECK(loss == -77.0);
+}
+
+static void losses_of_16_bits(void) {
+  narrow_losses(GCE_FLOAT16);
+  narrow_losses(GCE_BFLOAT16);
+  unusual_narrow_losses(GCE_FLOAT16);
+  unusual_narrow_losses(GCE_BFLOAT16);
+  wrong_loss_dtypes();
 }
 
 typedef struct {
@@ -339,6 +507,7 @@ static void isas(void) {
     results();
     statistics();
     errors();
+    losses_of_16_bits();
     pointwise();
     threads();
   }

@@ -259,9 +259,10 @@ class TileEpilogue {
   // sum_v c_v (-log q_v) = C log(sum_v e^(z_v - m)) + sum_v c_v (m - z_v), two terms of one sign.
   F64 smooth_loss(int64_t r, const RowTerms& row) const {
     const F64 of_sum = log((row.sum_high + row.sum_low) / load(largest_ + r));
-    const F64 spread = load(t_.spread_high + r) + load(t_.spread_low + r);
-    const F64 sum = counted_loss(broadcast(needs_.weight_sum), of_sum) + spread;
-    return counted_loss(load(t_.smooth_weight + r), sum);
+    const F64 high = load(t_.spread_high + r);
+    const F64 low = load(t_.spread_low + r);  // means nothing where the other is infinite
+    const F64 spread = high + select(high - high == broadcast(0.0), low, broadcast(0.0));
+    return counted_loss(load(t_.smooth_weight + r), broadcast(needs_.weight_sum) * of_sum + spread);
   }
 
   void write_grad(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight) {

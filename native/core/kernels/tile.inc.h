@@ -20,10 +20,10 @@ struct Tile {
   double gamma[kSize];
   double threshold[kSize];
   double row_weight[kSize];  // sample weight times class weight, of the target's own loss
-  double
-      smooth_weight[kSize];    // sample weight times eps / V, of label smoothing's sum over classes
-  double class_weight[kSize];  // of the target, for label smoothing
-  double upstream[kSize];      // grad_output
+  // for label smoothing: sample weight eps smooth_scale / V; class weight of the target / smooth_scale
+  double smooth_weight[kSize];
+  double class_weight[kSize];
+  double upstream[kSize];  // grad_output
   Storage target_logit[kSize];
 
   // from the first pass: sum_v 2^((z_v - shift) log2(e) - reference) = sum_high + sum_low
@@ -148,7 +148,8 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
 
   const bool smoothed = problem.smooth_weights != nullptr;
   const double kept = 1.0 - problem.label_smoothing;
-  const double spread = problem.label_smoothing / static_cast<double>(problem.classes);
+  const double spread =
+      problem.label_smoothing / static_cast<double>(problem.classes) * problem.smooth_scale;
   const char* logits = cursor.pointer(kLogits);
   const int64_t stride = cursor.stride(kLogits);
   for (int64_t r = 0; r < n; ++r) {
@@ -169,7 +170,7 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
     if (!smoothed) continue;
     tile->row_weight[at + r] *= kept;
     tile->smooth_weight[at + r] = sample_weight * spread;
-    tile->class_weight[at + r] = class_weight;
+    tile->class_weight[at + r] = class_weight / problem.smooth_scale;
   }
   if (cursor.has(kGrad)) {
     for (int64_t r = 0; r < n; ++r) {
