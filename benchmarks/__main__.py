@@ -10,9 +10,11 @@ from pathlib import Path
 import gce
 from benchmarks import report
 from benchmarks.cases import CASES
-from benchmarks.contenders import CONTENDERS, LIMIT
+from benchmarks.contenders import CONTENDERS, LIMIT, OPERATOR
 from benchmarks.runner import measure
 from gce import _native
+
+OURS = ("gce", LIMIT, OPERATOR)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -20,7 +22,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="for every contender (default 1)")
     parser.add_argument("--isa", choices=_native.available_isas(), help="force gce's ISA")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
-    parser.add_argument("--peer", action="append", choices=sorted(set(CONTENDERS) - {"gce", LIMIT}))
+    parser.add_argument("--peer", action="append", choices=sorted(set(CONTENDERS) - set(OURS)))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, help="folder for benchmark.json and benchmark.png")
     options = parser.parse_args(arguments)
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = report.surroundings(options.threads)
     for name, fact in facts.items():
         print(f"{name:15} {fact}")
-    names = ["gce", LIMIT, *(options.peer or [n for n in CONTENDERS if n not in ("gce", LIMIT)])]
+    names = [*OURS, *(options.peer or [name for name in CONTENDERS if name not in OURS])]
     results = []
     for case in CASES:
         if options.case not in case.name:
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  without {name}: {why}", file=sys.stderr)
     print()
     print(report.table(results))
+    print()
+    print(report.operator_table(results))
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         report.save_json(options.output / "benchmark.json", facts, results)

@@ -62,6 +62,7 @@ CASES = (
     Case("512x128256 fwd", (512, 128256), FORWARD),
     Case("512x128256 fwd+bwd", (512, 128256), BACKWARD),
     Case("512x32000 bf16 fwd+bwd", (512, 32000), BACKWARD, "bfloat16"),
+    Case("512x50257 fwd", (512, 50257), FORWARD),
     Case("4096x1000 fwd", (4096, 1000), FORWARD),
     Case("4096x1000 fwd+bwd", (4096, 1000), BACKWARD),
     Case("65536x10 fwd+bwd", (65536, 10), BACKWARD),

@@ -188,14 +188,75 @@ def numba_fused(case: Case, threads: int) -> Work:
     return lambda: fused(*arguments)
 
 
+def _session(case: Case, threads: int, standard: bool) -> Work:
+    """A session of one node: gce's operator, or ONNX Runtime's own loss."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    import gce.onnx
+
+    if (
+        case.work == IN_PLACE
+        or case.dtype != "float32"
+        or (case.axis != 1 and case.logits.ndim > 2)
+    ):
+        raise CannotDo
+    if standard and case.work != FORWARD:
+        raise CannotDo  # it has no gradient outside the training release
+    inputs = {
+        "scores": (TensorProto.FLOAT, case.logits),
+        "labels": (TensorProto.INT64, case.targets),
+    }
+    if standard:
+        node = helper.make_node("SoftmaxCrossEntropyLoss", [*inputs], ["loss"])
+    else:
+        inputs["gamma"] = TensorProto.DOUBLE, np.array(GAMMA)
+        grad = "grad" if case.work == BACKWARD else None
+        node = gce.onnx.loss_node("scores", "labels", "gamma", grad=grad)
+    infos = [
+        helper.make_tensor_value_info(name, kind, array.shape)
+        for name, (kind, array) in inputs.items()
+    ]
+    shapes = {"loss": (), "grad": case.shape}
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in node.output
+    ]
+    model = helper.make_model(
+        helper.make_graph([node], "benchmark", infos, outputs),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(gce.onnx.DOMAIN, 1)],
+        ir_version=8,
+    )
+    options = gce.onnx.register(onnxruntime.SessionOptions())
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feeds = {name: array for name, (_, array) in inputs.items()}
+    return lambda: session.run(None, feeds)
+
+
+def gce_operator(case: Case, threads: int) -> Work:
+    """gce's operator in an ONNX Runtime session, its outputs new at each run."""
+    return _session(case, threads, standard=False)
+
+
+def onnxruntime_loss(case: Case, threads: int) -> Work:
+    """ONNX Runtime's own SoftmaxCrossEntropyLoss: gamma = 0 only, and no gradient."""
+    return _session(case, threads, standard=True)
+
+
 LIMIT = "limit"
+OPERATOR = "gce (onnx)"
+ONNXRUNTIME = "onnxruntime"
 CONTENDERS: dict[str, Callable[[Case, int], Work]] = {
     "gce": gce_itself,
     LIMIT: limit,
+    OPERATOR: gce_operator,
     "numpy": numpy_by_hand,
     "torch": torch_eager,
     "torch.compile": torch_compile,
     "torch cross_entropy": torch_cross_entropy,
     "jax": jax_jit,
     "numba": numba_fused,
+    ONNXRUNTIME: onnxruntime_loss,
 }

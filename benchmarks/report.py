@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import gce
-from benchmarks.contenders import LIMIT
+from benchmarks.contenders import LIMIT, ONNXRUNTIME, OPERATOR
 from benchmarks.runner import Measured
+
+PACKAGES = ("torch", "jax", "numba", "onnxruntime")
 
 
 def surroundings(threads: int) -> dict[str, str]:
     """What a figure depends on: machine, build, versions, commit."""
     facts = {"cpu": _cpu(), "threads": str(threads)}
     config = gce.show_config("dicts") or {}
-    facts.update({k: str(v) for k, v in config.items() if k != "threads"})
-    facts.update({package: _version(package) for package in ("torch", "jax", "numba")})
+    facts.update({k: str(v) for k, v in config.items() if k not in ("threads", "onnx_library")})
+    facts.update({package: _version(package) for package in PACKAGES})
     facts["commit"] = _commit()
     return facts
 
@@ -51,7 +53,7 @@ def _commit() -> str:
 
 def best_peer(measured: Measured) -> str | None:
     """The fastest contender that is neither gce nor a limit."""
-    peers = [name for name in measured.seconds if name not in ("gce", LIMIT)]
+    peers = [name for name in measured.seconds if name not in ("gce", LIMIT, OPERATOR)]
     return min(peers, key=measured.median, default=None)
 
 
@@ -71,6 +73,27 @@ def table(results: list[Measured]) -> str:
         else:
             ratio, low, high = measured.ratio(peer)
             row += [peer, f"{ratio:.1f} ({low:.1f}-{high:.1f})"]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def operator_table(results: list[Measured]) -> str:
+    """Markdown: the operator's time in a session, and that of ONNX Runtime's own loss over it."""
+    lines = [
+        "| case | operator | over gce from numpy | SoftmaxCrossEntropyLoss / operator |",
+        "|---|---|---|---|",
+    ]
+    for measured in results:
+        if OPERATOR not in measured.seconds:
+            continue
+        over, low, high = measured.ratio(OPERATOR)
+        row = [measured.case.name, _time_text(measured.median(OPERATOR))]
+        row.append(f"{over:.2f} ({low:.2f}-{high:.2f})")
+        if ONNXRUNTIME in measured.seconds:
+            ratio, low, high = measured.ratio(ONNXRUNTIME, to=OPERATOR)
+            row.append(f"{ratio:.1f} ({low:.1f}-{high:.1f})")
+        else:
+            row.append("-")
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 

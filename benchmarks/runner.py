@@ -24,9 +24,9 @@ class Measured:
     def median(self, contender: str) -> float:
         return float(np.median(self.seconds[contender]))
 
-    def ratio(self, contender: str) -> tuple[float, float, float]:
-        """Time of the contender over time of gce: median of the rounds' ratios, 10 % and 90 %."""
-        ratios = np.array(self.seconds[contender]) / np.array(self.seconds["gce"])
+    def ratio(self, contender: str, to: str = "gce") -> tuple[float, float, float]:
+        """Time of a contender over that of another: median of the rounds' ratios, 10 % and 90 %."""
+        ratios = np.array(self.seconds[contender]) / np.array(self.seconds[to])
         low, middle, high = np.percentile(ratios, [10, 50, 90])
         return float(middle), float(low), float(high)
 

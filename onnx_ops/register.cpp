@@ -142,12 +142,7 @@ long minor_version(const char* version) {
   return *end == '.' ? std::strtol(end + 1, nullptr, 10) : 0;
 }
 
-}  // namespace
-}  // namespace gce_onnx
-
-extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
-    OrtSessionOptions* options, const gce_onnx::ApiBase* base) {
-  using namespace gce_onnx;
+OrtStatus* register_ops(OrtSessionOptions* options, const ApiBase* base) {
   const long minor = minor_version(base->get_version());
   const Runtime runtime = {base->get_api(api_version(minor)), minor};
   const bool is_known = minor >= kOldestRuntime && runtime.api != nullptr;
@@ -166,4 +161,13 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
     check(runtime.api->AddCustomOpDomain()(options, domain_of(runtime)));
     check(runtime.api->AddSessionConfigEntry()(options, kRegistered, "1"));
   });
+}
+
+}  // namespace
+}  // namespace gce_onnx
+
+// The name is ONNX Runtime's: NOLINTNEXTLINE(readability-identifier-naming)
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
+    OrtSessionOptions* options, const gce_onnx::ApiBase* base) {
+  return gce_onnx::register_ops(options, base);
 }

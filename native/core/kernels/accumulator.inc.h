@@ -69,23 +69,25 @@ struct WideSum<F64> {
 };
 
 // The pairwise end of a row: lane i takes in lane i + L/2, then i + L/4, ... (merge of WideSum, lane
-// by lane). For F32 the low parts are zero and the pair is the plain sum.
-template <class Vector>
-inline PairSum sum_of_lanes(const WideSum<Vector>& sums) {
-  constexpr int kLanes = Vector::kLanes;
-  double high[kLanes];
-  double low[kLanes];
+// by lane).
+inline PairSum sum_of_lanes(const WideSum<F32>& sums) {
+  double lanes[F64::kLanes];
+  store(lanes, sums.low_half + sums.high_half);
+  for (int width = F64::kLanes / 2; width >= 1; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return {lanes[0], 0.0};
+}
+inline PairSum sum_of_lanes(const WideSum<F64>& sums) {
+  double high[F64::kLanes];
+  double low[F64::kLanes];
   sums.save(high, low);
-  for (int width = kLanes / 2; width >= 1; width /= 2) {
+  for (int width = F64::kLanes / 2; width >= 1; width /= 2) {
     for (int i = 0; i < width; ++i) {
-      if (sizeof(typename Vector::Scalar) == sizeof(float)) {
-        high[i] += high[i + width];
-      } else {
-        PairSum pair = {high[i], low[i]};
-        add_exactly(&pair, high[i + width]);
-        high[i] = pair.high;
-        low[i] = pair.low + low[i + width];
-      }
+      PairSum pair = {high[i], low[i]};
+      add_exactly(&pair, high[i + width]);
+      high[i] = pair.high;
+      low[i] = pair.low + low[i + width];
     }
   }
   return {high[0], low[0]};

@@ -179,14 +179,15 @@ inline F64 counted_loss(F64 weight, F64 value) {
   return select(value == value, select(weight == zero, zero, weight * value), value);
 }
 
-// Fills the results of one tile, F64::kLanes rows at a time.
+// Fills the results of one tile, F64::kLanes rows at a time. All of it is inlined: so the compiler sees that
+// nothing else points to these arrays, and keeps what it read.
 template <class Storage>
 class TileEpilogue {
  public:
   TileEpilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) : needs_(needs), t_(*tile) {}
 
   // Adds the losses to *loss_sum.
-  void run(WideSum<F64>* loss_sum) {
+  [[gnu::always_inline]] void run(WideSum<F64>* loss_sum) {
     const int64_t rows = (t_.rows + Vector::kLanes - 1) / Vector::kLanes * Vector::kLanes;
     prepare(rows);
     const F64 zero = broadcast(0.0);
@@ -212,7 +213,7 @@ class TileEpilogue {
   static constexpr int64_t kSize = Tile<Storage>::kSize;
 
   // The rows' targets in double: logit, reference, and exponential as the passes compute it.
-  void prepare(int64_t rows) {
+  [[gnu::always_inline]] void prepare(int64_t rows) {
     const Vector log2e = broadcast(Log2E<Vector>::kValue);
     for (int64_t r = 0; r < rows; r += Vector::kLanes) {
       const Vector target_logit = load(t_.target_logit + r);
@@ -229,8 +230,8 @@ class TileEpilogue {
   }
 
   // Writes loss and statistics; returns the loss.
-  F64 write_loss(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight, F64 shift,
-                 Mask64 ignored) {
+  [[gnu::always_inline]] F64 write_loss(int64_t r, const RowTerms& row, const TargetStats& stats,
+                                        F64 weight, F64 shift, Mask64 ignored) {
     const F64 zero = broadcast(0.0);
     const F64 gamma = load(t_.gamma + r);
     const F64 b = load(t_.threshold + r);
@@ -257,7 +258,7 @@ class TileEpilogue {
 
   // Label smoothing's part, with m the row's maximum:
   // sum_v c_v (-log q_v) = C log(sum_v e^(z_v - m)) + sum_v c_v (m - z_v), two terms of one sign.
-  F64 smooth_loss(int64_t r, const RowTerms& row) const {
+  [[gnu::always_inline]] F64 smooth_loss(int64_t r, const RowTerms& row) const {
     const F64 of_sum = log((row.sum_high + row.sum_low) / load(largest_ + r));
     const F64 high = load(t_.spread_high + r);
     const F64 low = load(t_.spread_low + r);  // means nothing where the other is infinite
@@ -265,7 +266,8 @@ class TileEpilogue {
     return counted_loss(load(t_.smooth_weight + r), broadcast(needs_.weight_sum) * of_sum + spread);
   }
 
-  void write_grad(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight) {
+  [[gnu::always_inline]] void write_grad(int64_t r, const RowTerms& row, const TargetStats& stats,
+                                         F64 weight) {
     const F64 zero = broadcast(0.0);
     const F64 divisor = broadcast(needs_.divisor);
     const F64 upstream = load(t_.upstream + r);
@@ -286,7 +288,7 @@ class TileEpilogue {
   }
 
   // To the types that the second pass works in.
-  void narrow_grad(int64_t rows) {
+  [[gnu::always_inline]] void narrow_grad(int64_t rows) {
     Scalar target_grad[kSize];
     for (int64_t r = 0; r < rows; ++r) {
       t_.grad_factor[r] = static_cast<Scalar>(factor_[r]);
@@ -301,7 +303,7 @@ class TileEpilogue {
     }
   }
 
-  const EpilogueNeeds& needs_;
+  const EpilogueNeeds needs_;
   Tile<Storage>& t_;
   double logit_[kSize];
   double reference_[kSize];

@@ -157,7 +157,7 @@ RowSum<Vector> row_sum_exp(const Storage* z, int64_t classes, typename Vector::S
       }
       maximum = of_block > maximum ? of_block : maximum;
       const Vector larger = reference_exponent(broadcast(maximum));
-      sums.scale_by(exp2(reference - larger));
+      if (start > 0) sums.scale_by(exp2(reference - larger));
       reference = larger;
     }
     block_sum_exp<kShifted>(z + start, n, shift, reference, &sums);

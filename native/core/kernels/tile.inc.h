@@ -131,6 +131,26 @@ inline void read_targets_of(const RowCursor& cursor, int64_t n, int64_t* out) {
   for (int64_t r = 0; r < n; ++r) out[r] = read_target(p + r * stride, dtype);
 }
 
+inline double class_weight_of(const RowProblem& problem, int64_t target) {
+  if (problem.weight == nullptr) return 1.0;
+  return read_real(problem.weight + target * problem.weight_stride, problem.weight_dtype);
+}
+
+// What label smoothing needs of rows [at, at + n), whose row_weight is that of the loss without it.
+template <class Storage>
+void load_smoothing(const RowProblem& problem, const RowCursor& cursor, int64_t at, int64_t n,
+                    Tile<Storage>* tile) {
+  const double spread =
+      problem.label_smoothing / static_cast<double>(problem.classes) * problem.smooth_scale;
+  read_option(cursor, kSampleWeight, 1.0, n, tile->smooth_weight + at);
+  for (int64_t r = at; r < at + n; ++r) {
+    tile->smooth_weight[r] *= spread;
+    tile->row_weight[r] *= 1.0 - problem.label_smoothing;
+    if (tile->ignored(r)) continue;
+    tile->class_weight[r] = class_weight_of(problem, tile->target[r]) / problem.smooth_scale;
+  }
+}
+
 // Fills rows [at, at + n) of the tile from one run of the cursor.
 template <class Storage>
 void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, int64_t n,
@@ -146,10 +166,6 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   read_option(cursor, kSampleWeight, 1.0, n, tile->row_weight + at);
   read_option(cursor, kGradOutput, 1.0, n, tile->upstream + at);
 
-  const bool smoothed = problem.smooth_weights != nullptr;
-  const double kept = 1.0 - problem.label_smoothing;
-  const double spread =
-      problem.label_smoothing / static_cast<double>(problem.classes) * problem.smooth_scale;
   const char* logits = cursor.pointer(kLogits);
   const int64_t stride = cursor.stride(kLogits);
   for (int64_t r = 0; r < n; ++r) {
@@ -160,18 +176,9 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
     if (target < 0) continue;
     tile->target_logit[at + r] =
         read<Storage>(logits + r * stride + target * problem.logits_class_stride);
-    double class_weight = 1.0;
-    if (problem.weight != nullptr) {
-      class_weight =
-          read_real(problem.weight + target * problem.weight_stride, problem.weight_dtype);
-    }
-    const double sample_weight = tile->row_weight[at + r];
-    tile->row_weight[at + r] = sample_weight * class_weight;
-    if (!smoothed) continue;
-    tile->row_weight[at + r] *= kept;
-    tile->smooth_weight[at + r] = sample_weight * spread;
-    tile->class_weight[at + r] = class_weight / problem.smooth_scale;
+    if (problem.weight != nullptr) tile->row_weight[at + r] *= class_weight_of(problem, target);
   }
+  if (problem.smooth_weights != nullptr) load_smoothing(problem, cursor, at, n, tile);
   if (cursor.has(kGrad)) {
     for (int64_t r = 0; r < n; ++r) {
       tile->grad[at + r] = cursor.pointer(kGrad) + r * cursor.stride(kGrad);
