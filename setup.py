@@ -168,9 +168,14 @@ class BuildNative(build_ext):
         linked = copy.copy(ext)
         linked.sources, linked.language = [], "c++"
         linked.extra_objects = [self.object_of[file] for file in ext.sources] + self.core_objects
-        linked.extra_link_args = ["-pthread", "-fno-lto", self.export_only(ext)]
+        linked.extra_link_args = ["-pthread", "-fno-lto", self.export_only(ext), *self.kept(ext)]
         linked.depends = [*linked.extra_objects, __file__]
         super().build_extension(linked)
+
+    def kept(self, ext: Extension) -> list[str]:
+        """Linker flags against unloading: what ONNX Runtime holds of its library has no end."""
+        is_elf = not self.plat_name.startswith("macosx")
+        return ["-Wl,-z,nodelete"] if is_elf and ext.name != "gce._native" else []
 
     def export_only(self, ext: Extension) -> str:
         """Linker flag that hides all else: weak std:: symbols are exported despite -fvisibility."""

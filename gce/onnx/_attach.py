@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, DTypeLike
@@ -280,6 +281,8 @@ def _add_weights(
         )
     name = fresh()
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    if elem_type == onnx.TensorProto.BFLOAT16:  # float32 there, in an older onnx
+        dtype = np.dtype(ml_dtypes.bfloat16)
     graph.initializer.append(
         helper.make_tensor(name, elem_type, array.shape, array.astype(dtype).tobytes(), raw=True)
     )

@@ -408,6 +408,30 @@ def test_register_returns_its_argument_and_may_be_repeated():
     assert gce.onnx.register(session_options())
 
 
+REGISTER_OFTEN = """
+import gce.onnx, onnxruntime
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4  # KiB
+def cycles(n):
+    for _ in range(n):
+        gce.onnx.register(onnxruntime.SessionOptions())
+cycles(200)
+before = resident()
+cycles(2000)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_registering_often_takes_no_memory():
+    """The runtime would unload the library with the options, and load it anew each time."""
+    done = subprocess.run(
+        [sys.executable, "-c", REGISTER_OFTEN], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2000  # it was 16 MB when the library was unloaded
+
+
 @pytest.mark.parametrize("wrong", [None, "options", 3])
 def test_register_something_else(wrong):
     with pytest.raises(TypeError, match=r"expected onnxruntime\.SessionOptions"):
