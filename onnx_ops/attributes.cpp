@@ -52,11 +52,7 @@ void read_name(const Api& api, const OrtKernelInfo* info, const char* name,
   std::string text(size, '\0');
   check(api.KernelInfoGetAttribute_string()(info, name, text.data(), &size));
   text.pop_back();
-  // No name has other bytes, and not every face of the runtime can show them in a message.
-  for (char& c : text) {
-    if (c < ' ' || c > '~') c = '?';
-  }
-  check(from_name(text.c_str(), out));
+  check(from_name(printable(text).c_str(), out));  // else a zero byte would end the name
 }
 
 }  // namespace

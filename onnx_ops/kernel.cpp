@@ -140,7 +140,8 @@ struct PlanDeleter {
 };
 
 int most_workers() {
-  const int cpus = static_cast<int>(std::thread::hardware_concurrency());
+  // Asked once: it reads a file.
+  static const int cpus = static_cast<int>(std::thread::hardware_concurrency());
   return std::min(std::max(cpus, 1), kMostThreads);
 }
 

@@ -53,6 +53,8 @@ struct CustomOp;
   X(60, GetTensorElementType, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int* type))         \
   X(61, GetDimensionsCount, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, size_t* n))           \
   X(62, GetDimensions, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int64_t* dims, size_t n))  \
+  X(63, GetSymbolicDimensions, OrtStatus*,                                                       \
+    (const OrtTensorTypeAndShapeInfo*, const char** names, size_t n))                            \
   X(65, GetTensorTypeAndShape, OrtStatus*, (const OrtValue*, OrtTensorTypeAndShapeInfo**))       \
   X(85, KernelInfoGetAttribute_float, OrtStatus*, (const OrtKernelInfo*, const char*, float*))   \
   X(86, KernelInfoGetAttribute_int64, OrtStatus*, (const OrtKernelInfo*, const char*, int64_t*)) \

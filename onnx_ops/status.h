@@ -35,6 +35,14 @@ inline void check(OrtStatus* status) {
   if (status != nullptr) throw RuntimeStatus{status};
 }
 
+// Without what not every face of the runtime can show: Python's wants UTF-8.
+inline std::string printable(std::string text) {
+  for (char& c : text) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return text;
+}
+
 // The core's errors, with the core's text.
 inline void check(gce_status status) {
   if (status == GCE_OK) return;
@@ -43,7 +51,7 @@ inline void check(gce_status status) {
   const int code = of_caller                     ? kInvalidArgument
                    : status == GCE_OUT_OF_MEMORY ? kFail
                                                  : kRuntimeException;
-  throw Error(code, gce_last_error());
+  throw Error(code, printable(gce_last_error()));
 }
 
 template <class Action>

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import operator
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -16,12 +18,14 @@ from onnx import helper
 from gce._onnx_library import DOMAIN
 from gce._types import Reduction, Value
 from gce.onnx._function import attach_function
+from gce.onnx._graphs import copy_of, fresh_names, opset_of, value_names
 from gce.onnx._node import loss_node
 from gce.onnx._schema import FLOATS, VERSION, tensor_type_name
 
 __all__ = ["attach_loss"]
 
 Dims = list[Any]  # TensorShapeProto.Dimension
+OPSET_OF_ALLOWZERO = 14  # of Reshape: without it 0 is no size
 
 
 def attach_loss(
@@ -49,7 +53,8 @@ def attach_loss(
     Parameters
     ----------
     model : onnx.ModelProto or path
-        Stays as it is.
+        Stays as it is. Over 2 GiB only without its tensors, loaded by
+        ``onnx.load(path, load_external_data=False)``: the result then belongs beside their files.
     logits : str, optional
         Name of the logits, float16, bfloat16, float32 or float64, of rank 2 or more: an output or
         any other value of the model. By default its only output.
@@ -118,21 +123,30 @@ def attach_loss(
     >>> print(loss.round(4), grad[0].round(4))
     0.6667 [-0.1111  0.0556  0.0556]
     """
-    attached = _copy_of(model)
+    attached = copy_of(model)
     graph = attached.graph
-    logits = _name_of_logits(graph, logits)
+    logits = _name_of_logits(attached, logits)
     elem_type, dims = _type_of_logits(attached, logits)
-    new_names = [labels, gamma, loss]
-    new_names += [name for name in (grad, weights) if isinstance(name, str)]
-    _require_new(graph, new_names)
-    fresh = _fresh_names(graph, new_names, loss)
-    row_dims, class_dim = _split_axis(dims, axis)
+    row_dims, class_dim = _split_axis(dims, axis, opset_of(attached))
+    names = {"labels": labels, "gamma": gamma, "loss": loss}
+    names |= {"grad": grad} if grad is not None else {}
+    names |= {"weights": weights} if isinstance(weights, str) else {}
+    taken = _require_new(value_names(attached), names)
+    fresh = fresh_names(taken, loss)
 
     labels_type = _elem_type("labels_dtype", labels_dtype, ["tensor(int64)", "tensor(int32)"])
     graph.input.append(_value_info(labels, labels_type, row_dims))
     gamma_type = _elem_type("gamma_dtype", gamma_dtype, FLOATS)
     graph.input.append(_value_info(gamma, gamma_type, row_dims if gamma_per_row else []))
-    weights_name = _add_weights(graph, weights, elem_type, class_dim, fresh)
+    weights_name = None
+    if isinstance(weights, str):
+        weights_name = weights
+        graph.input.append(_value_info(weights, elem_type, [class_dim]))
+    elif weights is not None:
+        weights_name = fresh()
+        graph.initializer.append(_weights_of(weights_name, weights, elem_type, class_dim))
+        # Before IR 4 an initializer had to be an input too.
+        attached.ir_version = max(attached.ir_version, 4)
 
     node = loss_node(
         logits,
@@ -159,29 +173,20 @@ def attach_loss(
     graph.output.append(_value_info(loss, elem_type, row_dims if reduction == "none" else []))
     if grad is not None:
         graph.output.append(_value_info(grad, elem_type, dims))
-    if not any(opset.domain == DOMAIN for opset in attached.opset_import):
-        attached.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    _import_domain(attached)
     if function:
         attached = attach_function(attached)
-    onnx.checker.check_model(attached, full_check=True)
+    _check(attached)
     return attached
 
 
-def _copy_of(model: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelProto:
-    if isinstance(model, onnx.ModelProto):
-        return copy.deepcopy(model)
-    if isinstance(model, (str, os.PathLike)):
-        return onnx.load(os.fspath(model))
-    raise TypeError(f"model has type {type(model).__name__}, expected onnx.ModelProto or a path")
-
-
-def _name_of_logits(graph: onnx.GraphProto, logits: str | None) -> str:
-    names: list[str] = [output.name for output in graph.output]
+def _name_of_logits(model: onnx.ModelProto, logits: str | None) -> str:
+    names: list[str] = [output.name for output in model.graph.output]
     if logits is None:
         if len(names) != 1:
             raise ValueError(f"logits is not given, expected one of the model's outputs {names}")
         return names[0]
-    if logits not in names and logits not in set(_value_names(graph)):
+    if logits not in value_names(model):
         raise ValueError(
             f"logits = {logits!r}, expected a value of the model, as its outputs {names}"
         )
@@ -216,19 +221,66 @@ def _type_of_logits(model: onnx.ModelProto, logits: str) -> tuple[int, Dims]:
     return tensor.elem_type, list(tensor.shape.dim)
 
 
-def _split_axis(dims: Dims, axis: int) -> tuple[Dims, Any]:
+def _split_axis(dims: Dims, axis: int, opset: int) -> tuple[Dims, Any]:
     """Dimensions of the rows, and that of the classes."""
-    if axis not in (1, -1):
+    if operator.index(axis) not in (1, -1):
         raise ValueError(f"axis = {axis}, expected 1 or -1")
+    if axis == -1 and len(dims) > 2 and opset < OPSET_OF_ALLOWZERO:
+        raise ValueError(
+            f"model has opset {opset}, expected {OPSET_OF_ALLOWZERO} or newer for axis = -1 of "
+            f"{len(dims)} dimensions"
+        )
     return ([*dims[:-1]], dims[-1]) if axis == -1 else ([dims[0], *dims[2:]], dims[1])
 
 
-def _elem_type(name: str, dtype: DTypeLike, allowed: list[str]) -> int:
-    elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+def _require_new(taken: set[str], names: dict[str, Any]) -> set[str]:
+    """All names, if the new ones are new; `names` are those by argument."""
+    for argument, name in names.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{argument} has type {type(name).__name__}, expected str")
+        if name in taken or not name:
+            raise ValueError(
+                f"{argument} = {name!r}, expected a name that nothing in the model has"
+            )
+        taken = taken | {name}
+    return taken
+
+
+def _elem_type(argument: str, dtype: DTypeLike, allowed: list[str]) -> int:
+    elem_type: int = onnx.TensorProto.UNDEFINED
+    with contextlib.suppress(TypeError, ValueError, KeyError):
+        elem_type = int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype or object)))
     if f"tensor({tensor_type_name(elem_type)})" not in allowed:
         expected = ", ".join(text[len("tensor(") : -1] for text in allowed)
-        raise TypeError(f"{name} = {np.dtype(dtype)}, expected one of {expected}")
+        raise TypeError(f"{argument} = {dtype!r}, expected one of {expected}")
     return elem_type
+
+
+def _import_domain(model: onnx.ModelProto) -> None:
+    for opset in model.opset_import:
+        if opset.domain == DOMAIN and opset.version != VERSION:
+            raise ValueError(
+                f"model imports {DOMAIN} version {opset.version}, expected {VERSION} or none"
+            )
+        if opset.domain == DOMAIN:
+            return
+    model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+
+
+def _check(model: onnx.ModelProto) -> None:
+    """Check with ``onnx.checker``, to which tensors in files of their own are shown as inputs."""
+    if any(tensor.external_data for tensor in model.graph.initializer):
+        model = copy.deepcopy(model)
+        graph = model.graph
+        inputs = {value.name for value in graph.input}
+        for number, tensor in reversed(list(enumerate(graph.initializer))):
+            if not tensor.external_data:
+                continue
+            if tensor.name not in inputs:
+                info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                graph.input.append(info)
+            del graph.initializer[number]
+    onnx.checker.check_model(model, full_check=True)
 
 
 def _on_flattened_rows(
@@ -259,67 +311,26 @@ def _value_info(name: str, elem_type: int, dims: Dims) -> onnx.ValueInfoProto:
     return info
 
 
-def _add_weights(
-    graph: onnx.GraphProto,
-    weights: ArrayLike | str | None,
-    elem_type: int,
-    class_dim: Any,
-    fresh: Callable[[], str],
-) -> str | None:
-    """Add class weights as an input or an initializer; their name."""
-    if weights is None:
-        return None
-    if isinstance(weights, str):
-        graph.input.append(_value_info(weights, elem_type, [class_dim]))
-        return weights
-    array = np.asarray(weights, np.float64)
-    classes = class_dim.dim_value  # 0: not known
-    if array.ndim != 1 or (classes and len(array) != classes):
-        raise ValueError(
-            f"weights has shape {array.shape}, expected ({classes or 'C'},): "
-            "one per class of logits"
-        )
-    name = fresh()
+def _weights_of(name: str, weights: ArrayLike, elem_type: int, class_dim: Any) -> onnx.TensorProto:
+    """Class weights as an initializer of the logits' type."""
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
     if elem_type == onnx.TensorProto.BFLOAT16:  # float32 there, in an older onnx
         dtype = np.dtype(ml_dtypes.bfloat16)
-    graph.initializer.append(
-        helper.make_tensor(name, elem_type, array.shape, array.astype(dtype).tobytes(), raw=True)
-    )
-    return name
-
-
-def _require_new(graph: onnx.GraphProto, names: Iterable[str]) -> None:
-    taken = set(_value_names(graph))
-    for name in names:
-        if name in taken or not name:
-            raise ValueError(
-                f"the name {name!r} is taken, expected one that the model does not have"
-            )
-        taken.add(name)
-
-
-def _value_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name of a value, of subgraphs too."""
-    for named in (*graph.input, *graph.initializer, *graph.value_info, *graph.output):
-        yield named.name
-    for node in graph.node:
-        yield from node.input
-        yield from node.output
-        for attribute in node.attribute:
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _value_names(subgraph)
-
-
-def _fresh_names(graph: onnx.GraphProto, taken: Iterable[str], prefix: str) -> Callable[[], str]:
-    """Return a function that makes names that nothing has."""
-    names = {*_value_names(graph), *taken}
-
-    def fresh() -> str:
-        number = 0
-        while f"{prefix}/{number}" in names:
-            number += 1
-        names.add(f"{prefix}/{number}")
-        return f"{prefix}/{number}"
-
-    return fresh
+    given = np.asarray(weights)
+    if given.dtype.kind not in "biuf" and given.dtype != ml_dtypes.bfloat16:
+        raise TypeError(f"weights has dtype {given.dtype}, expected numbers")
+    classes = class_dim.dim_value  # 0: not known
+    if given.ndim != 1 or (classes and len(given) != classes):
+        raise ValueError(
+            f"weights has shape {given.shape}, expected ({classes or 'C'},): "
+            "one per class of logits"
+        )
+    with np.errstate(over="ignore"):
+        array = given.astype(dtype)
+    lost = np.isinf(array) & np.isfinite(given.astype(np.float64))
+    if lost.any():
+        raise ValueError(
+            f"weights[{lost.argmax()}] = {given[lost.argmax()]}, "
+            f"expected a number that {tensor_type_name(elem_type)}, the type of logits, can hold"
+        )
+    return helper.make_tensor(name, elem_type, array.shape, array.tobytes(), raw=True)

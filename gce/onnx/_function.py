@@ -7,13 +7,14 @@ broadcasts against the scores; a variable's comment is that of `gce.reference` u
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
 
 import onnx
 from onnx import parser
 
 from gce._onnx_library import DOMAIN, OP_TYPE
+from gce.onnx._graphs import Body, bodies_of, copy_of, fresh_names, opset_of, value_names
 from gce.onnx._node import check_attributes
 
 __all__ = ["attach_function"]
@@ -116,14 +117,16 @@ GammaCrossEntropyLoss
     y_double = Cast <to = 11> (y)
     no_p = Mul (y_double, zero)
     q_others = ScatterElements <axis = 1> (q, y, no_p)
-    p_miss = ReduceSum <keepdims = 1> (q_others, axis)
+    others = ReduceSum <keepdims = 1> (q_others, axis)
+    is_poisoned = IsNaN (log_p)
+    nan = Div (zero, zero)
+    p_miss = Where (is_poisoned, nan, others)
     minus_log_p = Neg (log_p)
 
     # w_b = max(b, 1 / (delta + gamma e^-l)), e^-l in two halves.
     gamma_double = Cast <to = 11> (gamma)
     gamma_rows = Expand (gamma_double, labels_shape)
     g_given = Unsqueeze (gamma_rows, axis)
-    nan = Div (zero, zero)
     g_from_0 = GreaterOrEqual (g_given, zero)
     g_to_1 = LessOrEqual (g_given, one)
     g_is_valid = And (g_from_0, g_to_1)
@@ -137,7 +140,8 @@ GammaCrossEntropyLoss
     inverse_w = Add (delta, g_over_p)
     w_general = Div (one, inverse_w)
     w = Where (is_ce, one, w_general)
-    w_b = Max (b, w)
+    w_b_clean = Max (b, w)
+    w_b = Where (is_poisoned, nan, w_b_clean)
 
     # The primitive from p >= t*: -log(s) / delta, by log1p(-x) for small x = delta (1 - p).
     x = Mul (delta, p_miss)
@@ -263,7 +267,7 @@ OLDEST_OPSET = 15  # CastLike, and Shape of some of the axes
 FUNCTION_IR_VERSION = 9  # attributes with defaults
 
 
-def attach_function(model: onnx.ModelProto) -> onnx.ModelProto:
+def attach_function(model: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelProto:
     """Give a model the operator as a function in standard operators.
 
     A runtime that has the library registered uses the library's kernel; any other runs the
@@ -273,7 +277,7 @@ def attach_function(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Parameters
     ----------
-    model : onnx.ModelProto
+    model : onnx.ModelProto or path
         A model with ``GammaCrossEntropyLoss`` nodes, of opset 15 or newer. It stays as it is.
 
     Returns
@@ -302,34 +306,31 @@ def attach_function(model: onnx.ModelProto) -> onnx.ModelProto:
     >>> print([function.name for function in gce.onnx.attach_function(model).functions])
     ['GammaCrossEntropyLoss']
     """
-    opset = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
+    attached = copy_of(model)
+    opset = opset_of(attached)
     if opset < OLDEST_OPSET:
         raise ValueError(
             f"model has opset {opset}, expected {OLDEST_OPSET} or newer: see onnx.version_converter"
         )
-    attached = copy.deepcopy(model)
-    others = [
-        function for function in attached.functions if not _is_ours(function.domain, function.name)
-    ]
-    bodies = [*_graphs_below(attached.graph), *others]
+    for number, function in reversed(list(enumerate(attached.functions))):
+        if _is_ours(function.domain, function.name):
+            del attached.functions[number]
+    bodies = list(bodies_of(attached))
     nodes = [node for body in bodies for node in body.node if _is_ours(node.domain, node.op_type)]
     if not nodes:
         raise ValueError(f"model has no {DOMAIN}::{OP_TYPE} node")
     for node in nodes:
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        check_attributes(
-            {name: a.decode() if isinstance(a, bytes) else a for name, a in attributes.items()}
-        )
+        _check(node)
         while node.input and not node.input[-1]:
             node.input.pop()
         # Inlining the function into a node of one output ends some runtimes' process.
         node.output.extend([""] * (2 - len(node.output)))
     with_weights = any(len(node.input) > WEIGHTS for node in nodes)
     if with_weights:
-        for body in bodies:
-            _weigh_by_one(body)
-    del attached.functions[:]
-    attached.functions.extend([*others, make_function(opset, with_weights)])
+        fresh = fresh_names(value_names(attached), DOMAIN)
+        for body in reversed(bodies):  # subgraphs first: what holds them is copied
+            _weigh_by_one(body, fresh)
+    attached.functions.append(make_function(opset, with_weights))
     attached.ir_version = max(attached.ir_version, FUNCTION_IR_VERSION)
     return attached
 
@@ -350,30 +351,33 @@ def _is_ours(domain: str, name: str) -> bool:
     return (domain, name) == (DOMAIN, OP_TYPE)
 
 
-def _graphs_below(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and its subgraphs."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _graphs_below(subgraph)
+def _check(node: onnx.NodeProto) -> None:
+    """Raise what the core has to say about a node's attributes, where no function sets them."""
+    attributes = {
+        attribute.name: onnx.helper.get_attribute_value(attribute)
+        for attribute in node.attribute
+        if not attribute.ref_attr_name
+    }
+    check_attributes(
+        {name: a.decode() if isinstance(a, bytes) else a for name, a in attributes.items()}
+    )
 
 
-def _weigh_by_one(body: onnx.GraphProto | onnx.FunctionProto) -> None:
+def _weigh_by_one(body: Body, fresh: Callable[[], str]) -> None:
     """Give each of our nodes that has no class weights a vector of ones, as long as needed."""
     nodes = list(body.node)
     del body.node[:]
-    for number, node in enumerate(nodes):
+    for node in nodes:
         if _is_ours(node.domain, node.op_type) and len(node.input) == WEIGHTS:
-            names = [f"{DOMAIN}/{number}/{name}" for name in ("classes", "floats", "ones")]
+            classes, floats, ones = fresh(), fresh(), fresh()
             one = onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [1], [1.0])
             make = onnx.helper.make_node
             body.node.extend(
                 [
-                    make("Shape", [node.input[0]], [names[0]], start=1, end=2),
-                    make("ConstantOfShape", [names[0]], [names[1]], value=one),
-                    make("CastLike", [names[1], node.input[0]], [names[2]]),
+                    make("Shape", [node.input[0]], [classes], start=1, end=2),
+                    make("ConstantOfShape", [classes], [floats], value=one),
+                    make("CastLike", [floats, node.input[0]], [ones]),
                 ]
             )
-            node.input.append(names[2])
+            node.input.append(ones)
         body.node.append(node)

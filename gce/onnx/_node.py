@@ -71,6 +71,9 @@ def loss_node(
     >>> print(node.op_type, list(node.output))
     GammaCrossEntropyLoss ['loss', 'grad']
     """
+    for argument, number in (("threshold", threshold), ("label_smoothing", label_smoothing)):
+        if np.ndim(number) != 0:
+            raise TypeError(f"{argument} has shape {np.shape(number)}, expected a number")
     attributes: dict[str, Any] = {
         "reduction": reduction,
         "value": value,

@@ -135,7 +135,7 @@ void Plan::set_label_smoothing(const gce_problem& problem) {
   rows_.label_smoothing = problem.label_smoothing;
   rows_.smooth_weights = nullptr;
   rows_.smooth_weight_sum = 0.0;
-  if (problem.label_smoothing == 0.0) return;
+  if (problem.label_smoothing == 0.0 || rows_.rows == 0) return;
   const auto weight_of = [&](int64_t v) {
     return rows_.weight == nullptr
                ? 1.0

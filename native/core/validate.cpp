@@ -52,6 +52,19 @@ void require_float(const char* name, const gce_array& a) {
        ", expected float16, bfloat16, float32 or float64");
 }
 
+// So that no size in bytes overflows, not even of an array with no rows.
+constexpr int64_t kMostElements = int64_t{1} << 58;
+
+bool is_too_large(const gce_array& a) {
+  int64_t size = 1;
+  for (int32_t d = 0; d < a.ndim; ++d) {
+    if (a.shape[d] == 0) continue;
+    if (a.shape[d] > kMostElements / size) return true;
+    size *= a.shape[d];
+  }
+  return false;
+}
+
 void check_logits(const gce_problem& p) {
   const gce_array& logits = p.logits;
   require_float("logits", logits);
@@ -65,6 +78,10 @@ void check_logits(const gce_problem& p) {
   if (logits.shape[class_axis(p)] < 1) {
     fail(GCE_VALUE_ERROR, "logits has shape ", shape_text(logits),
          ", expected at least 1 class along axis ", class_axis(p));
+  }
+  if (is_too_large(logits)) {
+    fail(GCE_VALUE_ERROR, "logits has shape ", shape_text(logits),
+         ", expected at most 2^58 elements");
   }
 }
 
@@ -145,9 +162,18 @@ void require_output(const char* name, const gce_array& a, int32_t dtype, const c
   }
 }
 
-void require_apart(const gce_array& out, const char* name, const gce_array& input) {
-  if (arrays_overlap(out, input)) {
-    fail(GCE_VALUE_ERROR, "out overlaps ", name, ", expected memory of its own");
+void require_apart(const char* out_name, const gce_array& out, const char* name,
+                   const gce_array& other) {
+  if (arrays_overlap(out, other)) {
+    fail(GCE_VALUE_ERROR, out_name, " overlaps ", name, ", expected memory of its own");
+  }
+}
+
+void require_apart_from_options(const char* out_name, const gce_array& out, const gce_problem& p) {
+  require_apart(out_name, out, "targets", p.targets);
+  require_apart(out_name, out, "weight", p.weight);
+  for (const RowOption& option : kRowOptions) {
+    require_apart(out_name, out, option.name, p.*option.array);
   }
 }
 
@@ -162,9 +188,7 @@ void check_grad(const gce_problem& p) {
     fail(GCE_VALUE_ERROR,
          "out overlaps logits in part, expected either logits itself or memory of its own");
   }
-  require_apart(p.grad, "targets", p.targets);
-  require_apart(p.grad, "weight", p.weight);
-  for (const RowOption& option : kRowOptions) require_apart(p.grad, option.name, p.*option.array);
+  require_apart_from_options("out", p.grad, p);
 }
 
 void check_row_output(const char* name, const gce_array& a, int32_t dtype, const gce_problem& p,
@@ -190,6 +214,10 @@ void check_loss(const gce_problem& p, int32_t wide_dtype) {
     }
     require_output("loss", p.loss, dtype, like);
   }
+  if (!is_given(p.loss)) return;
+  require_apart("loss", p.loss, "logits", p.logits);
+  require_apart("loss", p.loss, "out", p.grad);
+  require_apart_from_options("loss", p.loss, p);
 }
 
 void check_outputs(const gce_problem& p) {

@@ -162,6 +162,15 @@ def of_rank_70(model: onnx.ModelProto) -> None:
     model.graph.node[1].input[0] = "reshaped"
 
 
+def of_many_classes(model: onnx.ModelProto) -> None:
+    """No rows, and a number of classes whose size in bytes overflows: no array could be fed so."""
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [0, 2**62])
+    model.graph.initializer.append(shape)
+    zeros = helper.make_node("ConstantOfShape", ["shape"], ["many"])
+    model.graph.node.insert(0, zeros)
+    model.graph.node[1].input[0] = "many"
+
+
 def declared(**types: Any) -> Callable[[onnx.ModelProto], object]:
     def edit(model: onnx.ModelProto) -> None:
         for output in model.graph.output:
@@ -172,6 +181,7 @@ def declared(**types: Any) -> Callable[[onnx.ModelProto], object]:
     return edit
 
 
+NO_LABELS: dict[str, Any] = {"feeds": {"labels": np.zeros(0, "i8")}}
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 
 # Name to case and to what must come of it: a part of `Case.run`'s text, or "" for anything but a
@@ -259,6 +269,11 @@ CASES: dict[str, tuple[Case, str]] = {
     "no classes": (
         Case(**shaped("scores", np.zeros((3, 0)))),
         "expected at least 1 class along axis 1",
+    ),
+    "2^62 classes": (edited(of_many_classes, **NO_LABELS), "expected at most 2^58 elements"),
+    "2^62 classes, smoothed": (
+        edited(of_many_classes, label_smoothing=0.5, **NO_LABELS),
+        "expected at most 2^58 elements",
     ),
     "labels of rank 0": (Case(**shaped("labels", 1)), "targets has shape (), expected (3,)"),
     "labels of rank 2": (

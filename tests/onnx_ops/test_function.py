@@ -227,11 +227,92 @@ def test_in_a_branch():
     np.testing.assert_allclose(loss, numpy_op(**arguments)[0], rtol=1e-6)
 
 
+def in_branches(inner, name="inner"):
+    """An If, both of whose branches are this node, whose first output is a float scalar."""
+    info = helper.make_tensor_value_info(inner.output[0], TensorProto.FLOAT, [])
+    branch = helper.make_graph([inner], "branch", [], [info])
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    return [
+        helper.make_node("Constant", [], ["yes"], value=yes),
+        helper.make_node("If", ["yes"], [name], then_branch=branch, else_branch=branch),
+    ]
+
+
+def test_weights_outside_and_none_in_a_branch():
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5), weights=True)
+    inner = gce.onnx.loss_node("scores", "labels", "gamma", loss="in_branch")
+    outer = gce.onnx.loss_node(*list(arguments)[:3], weights="weights", loss="outer")
+    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    outputs = [Value("inner", FLOATS[0], []), Value("outer", FLOATS[0], [])]
+    model = make_model([*in_branches(inner), outer], inputs, outputs)
+    plain = {name: arguments[name] for name in ("scores", "labels", "gamma")}
+    expected = [numpy_op(**plain)[0], numpy_op(**arguments)[0]]
+    attached = gce.onnx.attach_function(model)
+    for library in (False, True):
+        assert_close(make_session(attached, library=library).run(None, arguments), expected)
+
+
+def test_in_a_branch_of_a_models_own_function():
+    """The op in an If in a function, in one that hands an attribute on, and outside."""
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5), weights=True)
+    inner = gce.onnx.loss_node("s", "l", "g", loss="in_branch", label_smoothing=0.25)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(gce.onnx.DOMAIN, 1)]
+    function = helper.make_function(
+        "mine", "Mine", [*"slg"], ["inner"], in_branches(inner), opset_imports=opsets
+    )
+    direct = helper.make_node(gce.onnx.OP_TYPE, [*"slg"], ["loss"], domain=gce.onnx.DOMAIN)
+    direct.attribute.append(
+        onnx.AttributeProto(
+            name="reduction", type=onnx.AttributeProto.STRING, ref_attr_name="reduction"
+        )
+    )
+    other = helper.make_function(
+        "mine", "Other", [*"slg"], ["loss"], [direct], opsets, attributes=["reduction"]
+    )
+    names = list(arguments)
+    nodes = [
+        helper.make_node("Mine", names[:3], ["a"], domain="mine"),
+        helper.make_node("Other", names[:3], ["b"], domain="mine", reduction="sum"),
+        gce.onnx.loss_node(*names[:3], weights="weights", loss="c"),
+    ]
+    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    outputs = [Value(name, FLOATS[0], []) for name in "abc"]
+    plain = {name: arguments[name] for name in names[:3]}
+    expected = [
+        numpy_op(**plain, label_smoothing=0.25)[0],
+        numpy_op(**plain, reduction="sum")[0],
+        numpy_op(**arguments)[0],
+    ]
+    for count in (1, 2, 3):  # the op in the functions alone, too
+        model = make_model(nodes[:count], inputs, outputs[:count], functions=[function, other])
+        model.opset_import.append(helper.make_opsetid("mine", 1))
+        model.ir_version = 9
+        attached = gce.onnx.attach_function(model)
+        for library in (False, True):
+            found = make_session(attached, library=library).run(None, arguments)
+            assert_close(found, expected[:count])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf, 3.0])
+def test_one_class(score, gamma):
+    for smoothing in (0.0, 0.125):
+        arguments = {
+            "scores": np.full((2, 1, 2), score, "f4"),
+            "labels": np.zeros((2, 2), np.int64),
+            "gamma": np.array(gamma),
+        }
+        options = {"reduction": "none", "label_smoothing": smoothing}
+        assert_close(run(arguments, **options), numpy_op(**arguments, **options))
+
+
 def test_wrong_models():
     arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5))
     inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
     node = helper.make_node("Identity", ["scores"], ["loss"])
     model = make_model([node], inputs, [Value("loss", FLOATS[0], None)])
+    with pytest.raises(TypeError, match="model has type NoneType, expected onnx"):
+        gce.onnx.attach_function(None)
     with pytest.raises(ValueError, match=r"model has no ai\.gce::GammaCrossEntropyLoss node"):
         gce.onnx.attach_function(model)
     model.opset_import[0].version = 14

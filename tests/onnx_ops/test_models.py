@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -221,17 +222,34 @@ WRONG = [
     (TypeError, "model has type dict, expected onnx.ModelProto", {"model": {}}),
     (ValueError, "logits is not given, expected one of the model's outputs", {"outputs": 2}),
     (ValueError, "logits = 'nothing', expected a value of the model", {"logits": "nothing"}),
-    (ValueError, "the name 'x' is taken", {"labels": "x"}),
-    (ValueError, "the name 'logits' is taken", {"loss": "logits"}),
-    (ValueError, "the name 'labels' is taken", {"gamma": "labels"}),
-    (ValueError, "the name 'loss' is taken", {"grad": "loss"}),
-    (ValueError, "the name '' is taken", {"gamma": ""}),
+    (ValueError, "labels = 'x', expected a name that nothing in the model has", {"labels": "x"}),
+    (ValueError, "loss = 'logits', expected a name that", {"loss": "logits"}),
+    (ValueError, "gamma = 'labels', expected a name that", {"gamma": "labels"}),
+    (ValueError, "grad = 'loss', expected a name that", {"grad": "loss"}),
+    (ValueError, "weights = 'x', expected a name that", {"weights": "x"}),
+    (ValueError, "gamma = '', expected a name that", {"gamma": ""}),
+    (TypeError, "labels has type int, expected str", {"labels": 3}),
+    (TypeError, "grad has type bool, expected str", {"grad": True}),
+    (TypeError, "loss has type NoneType, expected str", {"loss": None}),
     (ValueError, "axis = 0, expected 1 or -1", {"axis": 0}),
     (ValueError, "axis = 2, expected 1 or -1", {"axis": 2}),
-    (TypeError, "labels_dtype = uint8, expected one of int64, int32", {"labels_dtype": "uint8"}),
-    (TypeError, "gamma_dtype = int64, expected one of float", {"gamma_dtype": int}),
+    (TypeError, "'str' object cannot be interpreted as an integer", {"axis": "1"}),
+    (TypeError, "labels_dtype = 'uint8', expected one of int64, int32", {"labels_dtype": "uint8"}),
+    (TypeError, "labels_dtype = 'foo', expected one of int64", {"labels_dtype": "foo"}),
+    (TypeError, "labels_dtype = 'M8[s]', expected one of int64", {"labels_dtype": "M8[s]"}),
+    (TypeError, "gamma_dtype = <class 'int'>, expected one of float", {"gamma_dtype": int}),
+    (TypeError, "gamma_dtype = None, expected one of float", {"gamma_dtype": None}),
+    (TypeError, "gamma_dtype = <class 'numpy.longdouble'>", {"gamma_dtype": np.longdouble}),
     (ValueError, "weights has shape (4,), expected (5,)", {"weights": np.ones(4)}),
     (ValueError, "weights has shape (5, 1), expected (5,)", {"weights": np.ones((5, 1))}),
+    (TypeError, "weights has dtype complex128, expected numbers", {"weights": [1j] * 5}),
+    (TypeError, "weights has dtype <U1, expected numbers", {"weights": ["a"] * 5}),
+    (
+        ValueError,
+        "weights[1] = 1e+300, expected a number that float",
+        {"weights": [1, 1e300, 1, 1, 1]},
+    ),
+    (TypeError, "threshold has shape (1,), expected a number", {"threshold": [0.1]}),
     (ValueError, 'reduction = "avg", expected "mean"', {"reduction": "avg"}),
     (ValueError, 'value = "x", expected "primitive"', {"value": "x"}),
     (ValueError, "threshold = 2, expected 0 <= threshold <= 1", {"threshold": 2.0}),
@@ -242,6 +260,11 @@ WRONG = [
     (TypeError, "logits = 'i' has type int32, expected float16", {"cast": True, "logits": "i"}),
     (ValueError, "logits = 'logits' has 1 dimensions, expected at least 2", {"dims": [5]}),
     (ValueError, "model has opset 14, expected 15 or newer", {"opset": 14, "function": True}),
+    (
+        ValueError,
+        "model has opset 13, expected 14 or newer for axis = -1 of 3 dimensions",
+        {"opset": 13, "dims": ["B", "T", 5], "axis": -1},
+    ),
 ]
 
 
@@ -257,6 +280,52 @@ def test_wrong_options(error, message, options):
     with pytest.raises(error) as raised:
         gce.onnx.attach_loss(model, **options)
     assert message in str(raised.value)
+
+
+def test_another_version_of_the_domain():
+    forward = linear()
+    forward.opset_import.append(helper.make_opsetid(gce.onnx.DOMAIN, 5))
+    with pytest.raises(ValueError, match=r"model imports ai\.gce version 5, expected 1 or none"):
+        gce.onnx.attach_loss(forward)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13])
+def test_old_models(opset):
+    """From the time before IR 4, when an initializer was an input too."""
+    forward = linear(opset=opset)
+    forward.ir_version = 3
+    forward.graph.input.append(helper.make_tensor_value_info("one", TensorProto.FLOAT, []))
+    model = gce.onnx.attach_loss(forward, weights=np.arange(5.0))
+    x, labels = RNG.normal(size=(6, 5)).astype("f4"), np.arange(6) % 5
+    (loss,) = make_session(model).run(["loss"], {"x": x, "labels": labels, "gamma": np.array(0.3)})
+    expected = numpy_op(x + np.float32(1), labels, 0.3, np.arange(5, dtype="f4"))
+    assert bits([loss]) == bits(expected[:1])
+
+
+def test_the_other_name_of_the_standard_domain():
+    forward = linear()
+    forward.opset_import[0].domain = "ai.onnx"
+    assert gce.onnx.attach_loss(forward, function=True).functions
+
+
+@pytest.mark.parametrize("load", [True, False])
+def test_tensors_in_files_of_their_own(load, tmp_path):
+    forward = linear()
+    forward.graph.node.insert(0, helper.make_node("MatMul", ["x", "W"], ["y"]))
+    forward.graph.node[1].input[0] = "y"
+    weights = RNG.normal(size=(5, 5)).astype("f4")
+    forward.graph.initializer.append(numpy_helper.from_array(weights, "W"))
+    path = tmp_path / "forward.onnx"
+    onnx.save(forward, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    model = path if load else onnx.load(path, load_external_data=False)
+    attached = tmp_path / "attached.onnx"
+    attached.write_bytes(gce.onnx.attach_loss(model, grad="grad").SerializeToString())
+    session = onnxruntime.InferenceSession(
+        str(attached), session_options(), providers=["CPUExecutionProvider"]
+    )
+    x, labels = RNG.normal(size=(6, 5)).astype("f4"), np.arange(6) % 5
+    logits, *found = session.run(None, {"x": x, "labels": labels, "gamma": np.array(0.3)})
+    assert bits(found) == bits(numpy_op(logits, labels, 0.3))
 
 
 def test_an_invalid_forward_model_is_the_checkers_to_refuse():
@@ -346,6 +415,42 @@ def test_the_runtime_infers_types_and_shapes(reduction):
         assert loss.shape == (["N", "T"] if reduction == "none" else [])
     if runtime_version() >= (1, 28):
         assert grad.shape == ["N", 5, "T"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_dimensions_without_a_name_stay_unknown(reduction):
+    """Two batches of unknown sizes, whose results feed on: no size may be taken for the other's."""
+    nodes, inputs = [], []
+    for i in "ab":
+        names = [f"scores_{i}", f"labels_{i}", "gamma"]
+        nodes.append(
+            gce.onnx.loss_node(*names, loss=f"loss_{i}", grad=f"grad_{i}", reduction=reduction)
+        )
+        inputs += [Value(names[0], FLOATS[0], [None, 5])]
+        inputs += [Value(names[1], np.dtype("int64"), [None])]
+    nodes.append(helper.make_node("Concat", ["grad_a", "grad_b", "scores_a"], ["grads"], axis=0))
+    nodes.append(helper.make_node("Mul", ["grads", "grads"], ["squares"]))
+    nodes.append(helper.make_node("Neg", ["loss_a"], ["minus_a"]))
+    nodes.append(helper.make_node("Neg", ["loss_b"], ["minus_b"]))
+    outputs = [Value("squares", FLOATS[0], [None, 5])]
+    dims = [None] if reduction == "none" else []
+    outputs += [Value("minus_a", FLOATS[0], dims), Value("minus_b", FLOATS[0], dims)]
+    model = make_model(nodes, [*inputs, Value("gamma", FLOATS[1], [])], outputs)
+    feeds: dict[str, Any] = {"gamma": np.array(0.5)}
+    for i, rows in (("a", 3), ("b", 30)):
+        feeds[f"scores_{i}"] = RNG.normal(size=(rows, 5)).astype("f4")
+        feeds[f"labels_{i}"] = RNG.integers(0, 5, size=rows)
+    squares, minus_a, minus_b = make_session(model).run(None, feeds)
+    assert squares.shape == (36, 5)
+    for i, found in (("a", minus_a), ("b", minus_b)):
+        expected = numpy_op(feeds[f"scores_{i}"], feeds[f"labels_{i}"], 0.5, reduction=reduction)
+        assert bits([-found]) == bits(expected[:1])
+
+
+def test_no_size_is_made_up():
+    session = make_session(inferred(dims=(None, 5, None), reduction="none"))
+    for output in session.get_outputs():
+        assert not any(isinstance(dim, int) and dim < 0 for dim in output.shape)
 
 
 @pytest.mark.parametrize(

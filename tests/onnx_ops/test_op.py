@@ -5,13 +5,23 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+import sys
 import threading
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from op_models import BFLOAT16, FLOATS, bits, numpy_op, problem, run_op
+from op_models import (
+    BFLOAT16,
+    FLOATS,
+    bits,
+    make_session,
+    numpy_op,
+    op_model,
+    problem,
+    run_op,
+)
 
 import gce.onnx
 from engines import IN_PROCESS, python, skip_if_cpu_lacks
@@ -196,8 +206,7 @@ def test_every_isa(isa, digests):
     assert [name for name, digest in digests.items() if digest == digests[isa]] == [isa]
 
 
-def test_an_unknown_isa_is_an_error_and_not_a_crash():
-    code = """
+UNKNOWN_ISA = """
 import sys
 sys.path[:0] = ["tests", "tests/onnx_ops"]
 import numpy as np
@@ -207,9 +216,59 @@ try:
 except Exception as error:
     print(error)
 """
-    done = python(code, GCE_FORCE_ISA="mmx")
+
+
+def test_an_unknown_isa_is_an_error_and_not_a_crash():
+    done = python(UNKNOWN_ISA, GCE_FORCE_ISA="mmx")
     assert done.returncode == 0, done.stderr
     assert "GCE_FORCE_ISA = mmx, expected one of" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such bytes in an environment are POSIX's")
+def test_an_isa_that_is_no_text():
+    done = python(UNKNOWN_ISA, GCE_FORCE_ISA="\udcff")
+    assert done.returncode == 0, done.stderr
+    assert "GCE_FORCE_ISA = ?, expected one of" in done.stdout
+
+
+# --- memory that a caller brings ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["scores", "labels", "weights"])
+def test_a_loss_bound_to_an_input_is_refused(name):
+    arguments = problem(np.random.default_rng(1), FLOATS[1], (8, 8), np.int64, weights=True)
+    types = {key: array.dtype for key, array in arguments.items()}
+    ranks = {key: array.ndim for key, array in arguments.items()}
+    session = make_session(op_model(types, ranks, True, {"reduction": "none"}))
+    binding = session.io_binding()
+    for key, array in arguments.items():
+        binding.bind_cpu_input(key, array)
+    pointer = arguments[name].ctypes.data
+    binding.bind_output("loss", "cpu", 0, np.float64, (8,), pointer)
+    binding.bind_output("grad")
+    before = {key: array.copy() for key, array in arguments.items()}
+    argument = {"scores": "logits", "labels": "targets", "weights": "weight"}[name]
+    with pytest.raises(Exception, match=f"loss overlaps {argument}, expected memory of its own"):
+        session.run_with_iobinding(binding)
+    for key, array in arguments.items():
+        assert array.tobytes() == before[key].tobytes()
+
+
+def test_a_gradient_bound_to_the_scores_is_in_place():
+    arguments = problem(np.random.default_rng(1), FLOATS[0], (80, 70))
+    expected = bits(numpy_op(**arguments))
+    types = {key: array.dtype for key, array in arguments.items()}
+    ranks = {key: array.ndim for key, array in arguments.items()}
+    session = make_session(op_model(types, ranks, True, {}))
+    binding = session.io_binding()
+    for key, array in arguments.items():
+        binding.bind_cpu_input(key, array)
+    scores = arguments["scores"]
+    binding.bind_output("loss")
+    binding.bind_output("grad", "cpu", 0, np.float32, scores.shape, scores.ctypes.data)
+    session.run_with_iobinding(binding)
+    loss = binding.copy_outputs_to_cpu()[0]
+    assert bits([loss, scores]) == expected
 
 
 def test_bfloat16_is_bfloat16():

@@ -1,0 +1,72 @@
+"""What `_attach` and `_function` need to know of any ONNX model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import onnx
+
+__all__ = ["Body", "bodies_of", "copy_of", "fresh_names", "opset_of", "value_names"]
+
+Body: TypeAlias = onnx.GraphProto | onnx.FunctionProto
+
+
+def copy_of(model: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelProto:
+    """A model of one's own, from a model or from a file."""
+    if isinstance(model, onnx.ModelProto):
+        return copy.deepcopy(model)
+    if isinstance(model, (str, os.PathLike)):
+        return onnx.load(os.fspath(model))
+    raise TypeError(f"model has type {type(model).__name__}, expected onnx.ModelProto or a path")
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operators, 0 if the model has none."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def bodies_of(model: onnx.ModelProto) -> Iterator[Body]:
+    """The graph and the model's functions, each followed by its subgraphs."""
+    for body in (model.graph, *model.functions):
+        yield from _with_subgraphs(body)
+
+
+def _with_subgraphs(body: Body) -> Iterator[Body]:
+    yield body
+    for node in body.node:
+        for attribute in node.attribute:
+            own = [attribute.g] if attribute.HasField("g") else []
+            for subgraph in (*own, *attribute.graphs):
+                yield from _with_subgraphs(subgraph)
+
+
+def value_names(model: onnx.ModelProto) -> set[str]:
+    """Every name of a value, wherever it is."""
+    names = set()
+    for body in bodies_of(model):
+        for node in body.node:
+            names |= {*node.input, *node.output}
+        if isinstance(body, onnx.FunctionProto):
+            names |= {*body.input, *body.output}
+            continue
+        named = (*body.input, *body.initializer, *body.value_info, *body.output)
+        names |= {item.name for item in named}
+        names |= {item.values.name for item in body.sparse_initializer}
+    return names - {""}
+
+
+def fresh_names(taken: Iterable[str], prefix: str) -> Callable[[], str]:
+    """Return a function that makes one name after the other that nothing has."""
+    names = set(taken)
+
+    def fresh() -> str:
+        number = 0
+        while f"{prefix}/{number}" in names:
+            number += 1
+        names.add(f"{prefix}/{number}")
+        return f"{prefix}/{number}"
+
+    return fresh
