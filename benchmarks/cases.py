@@ -65,6 +65,7 @@ CASES = (
     Case("512x50257 fwd", (512, 50257), FORWARD),
     Case("4096x1000 fwd", (4096, 1000), FORWARD),
     Case("4096x1000 fwd+bwd", (4096, 1000), BACKWARD),
+    Case("65536x10 fwd", (65536, 10), FORWARD),
     Case("65536x10 fwd+bwd", (65536, 10), BACKWARD),
     Case("8x21x256x256 fwd+bwd", (8, 21, 256, 256), BACKWARD, axis=1),
     Case("32x10 fwd+bwd", (32, 10), BACKWARD),
