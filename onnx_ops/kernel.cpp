@@ -78,10 +78,10 @@ class View {
  private:
   void set(void* data, int32_t dtype, int32_t ndim) {
     static char empty[8];  // an empty tensor may have no address, which would mean "absent"
-    int64_t stride = size_of(dtype);
+    auto stride = static_cast<uint64_t>(size_of(dtype));
     for (int32_t d = ndim - 1; d >= 0; --d) {
-      strides_[d] = stride;
-      stride *= shape_[d];
+      strides_[d] = static_cast<int64_t>(stride);
+      stride *= static_cast<uint64_t>(shape_[d]);  // may wrap: such a shape the core refuses
     }
     array_ = {data != nullptr ? data : empty, shape_, strides_, ndim, dtype, 0};
   }
