@@ -303,9 +303,9 @@ def test_old_models(opset):
 
 
 def test_the_other_name_of_the_standard_domain():
-    forward = linear()
-    forward.opset_import[0].domain = "ai.onnx"
-    assert gce.onnx.attach_loss(forward, function=True).functions
+    model = gce.onnx.attach_loss(linear())
+    model.opset_import[0].domain = "ai.onnx"
+    assert gce.onnx.attach_function(model).functions[0].opset_import[0].version == 17
 
 
 @pytest.mark.parametrize("load", [True, False])
