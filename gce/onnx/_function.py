@@ -256,7 +256,9 @@ GammaCrossEntropyLoss
     target_4 = Sub (target_2, target_3)
     grad_target = Sub (target_4, target_1)
     grad_1 = ScatterElements <axis = 1> (grad_others, y, grad_target)
-    grad_is_zero = Or (ignored, is_nothing)
+    is_clean = Not (is_poisoned)
+    is_nothing_clean = And (is_nothing, is_clean)
+    grad_is_zero = Or (ignored, is_nothing_clean)
     grad_2 = Where (grad_is_zero, zero, grad_1)
     grad = CastLike (grad_2, scores)
 }}
