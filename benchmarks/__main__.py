@@ -10,11 +10,9 @@ from pathlib import Path
 import gce
 from benchmarks import report
 from benchmarks.cases import CASES
-from benchmarks.contenders import CONTENDERS, LIMIT, OPERATOR
+from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.runner import measure
 from gce import _native
-
-OURS = ("gce", LIMIT, OPERATOR)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

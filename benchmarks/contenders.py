@@ -248,6 +248,7 @@ def onnxruntime_loss(case: Case, threads: int) -> Work:
 LIMIT = "limit"
 OPERATOR = "gce (onnx)"
 ONNXRUNTIME = "onnxruntime"
+OURS = ("gce", LIMIT, OPERATOR)  # the others are peers
 CONTENDERS: dict[str, Callable[[Case, int], Work]] = {
     "gce": gce_itself,
     LIMIT: limit,

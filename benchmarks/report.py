@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gce
-from benchmarks.contenders import LIMIT, ONNXRUNTIME, OPERATOR
+from benchmarks.contenders import LIMIT, ONNXRUNTIME, OPERATOR, OURS
 from benchmarks.runner import Measured
 
 PACKAGES = ("torch", "jax", "numba", "onnxruntime")
@@ -53,7 +53,7 @@ def _commit() -> str:
 
 def best_peer(measured: Measured) -> str | None:
     """The fastest contender that is neither gce nor a limit."""
-    peers = [name for name in measured.seconds if name not in ("gce", LIMIT, OPERATOR)]
+    peers = [name for name in measured.seconds if name not in OURS]
     return min(peers, key=measured.median, default=None)
 
 

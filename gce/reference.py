@@ -326,7 +326,8 @@ def row_stats(
     [-0.693147  0.      ] [0 0]
     """
     z, y, counted = _rows(logits, targets, axis, ignore_index)
-    log_p, logsumexp, _ = _softmax(z, y)
+    log_q, logsumexp, _ = _softmax(z)
+    log_p = _of_target(log_q, y)
     argmax = np.argmax(z, axis=-1).astype(np.int64)
     return RowStats(_plain(np.where(counted, log_p, 0.0)), _plain(logsumexp), argmax)
 
@@ -481,17 +482,18 @@ label_smoothing, reduction, normalizer, axis
     per_row = np.float64(1.0) if sample_weight is None else np.asarray(sample_weight, np.float64)
     row_weight = np.broadcast_to(c[y] * per_row, y.shape)
 
-    log_p, _, q = _softmax(z, y)
+    log_q, _, q = _softmax(z)
+    log_p = _of_target(log_q, y)
     e_y = np.arange(classes) == y[..., np.newaxis]
     row_grad = (row_weight * grad_weight(log_p, gamma, threshold))[..., np.newaxis] * (q - e_y)
-    row_loss = row_weight * _row_value(value)(log_p, gamma, threshold)
+    target_loss = _row_value(value)(log_p, gamma, threshold)
+    row_loss = row_weight * target_loss
     if label_smoothing != 0.0:
         spread = np.broadcast_to(per_row * (label_smoothing / classes), y.shape)
         smooth_grad = spread[..., np.newaxis] * (np.sum(c) * q - c)
         row_grad = (1.0 - label_smoothing) * row_grad + smooth_grad
-        smooth = _weighted(spread, np.sum(_weighted(c, -_log_softmax(z)), axis=-1))
-        kept = (1.0 - label_smoothing) * row_weight
-        row_loss = _weighted(kept, _row_value(value)(log_p, gamma, threshold)) + smooth
+        smooth = _weighted(spread, np.sum(_weighted(c, -log_q), axis=-1))
+        row_loss = _weighted((1.0 - label_smoothing) * row_weight, target_loss) + smooth
     row_grad = row_grad * np.broadcast_to(upstream, y.shape)[..., np.newaxis]
 
     # Chosen, not multiplied by 0: an ignored row may be NaN.
@@ -538,23 +540,21 @@ def _rows(
     return z, np.where(counted, y, 0), counted
 
 
-def _softmax(z: Doubles, y: NDArray[Any]) -> tuple[Doubles, Doubles, Doubles]:
-    """ℓ, logsumexp and q of every row of z, shape (..., V), for the targets y, shape (...)."""
+def _softmax(z: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Log q, logsumexp and q of every row of z, shape (..., V)."""
     largest = np.max(z, axis=-1, keepdims=True)
     shifted = z - largest
     exponentials = np.exp(shifted)
     total = np.sum(exponentials, axis=-1, keepdims=True)
-    # z_y - logsumexp(z) with the maximum cancelled by hand: 1e30 + log 2 would lose the log 2.
-    log_p = np.take_along_axis(shifted, y[..., np.newaxis], axis=-1) - np.log(total)
+    # z - logsumexp(z) with the maximum cancelled by hand: 1e30 + log 2 would lose the log 2.
+    log_q = shifted - np.log(total)
     logsumexp = largest + np.log(total)
-    return log_p[..., 0], logsumexp[..., 0], exponentials / total
+    return log_q, logsumexp[..., 0], exponentials / total
 
 
-def _log_softmax(z: Doubles) -> Doubles:
-    """``log q`` of every class; as in `_softmax`, with the maximum cancelled by hand."""
-    shifted = z - np.max(z, axis=-1, keepdims=True)
-    result: Doubles = shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
-    return result
+def _of_target(log_q: Doubles, y: NDArray[Any]) -> Doubles:
+    """ℓ, the entry of log q, shape (..., V), at the targets y, shape (...)."""
+    return np.take_along_axis(log_q, y[..., np.newaxis], axis=-1)[..., 0]
 
 
 def _weighted(weight: Doubles, value: Doubles) -> Doubles:

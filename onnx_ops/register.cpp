@@ -22,6 +22,7 @@ constexpr const char* kRegistered = "ai.gce.registered";
 
 constexpr long kOldestRuntime = 16;  // the first whose kernels can return errors
 constexpr long kNewestApi = 17;      // what ort_abi.h describes
+constexpr long kLendsThreads = 17;   // KernelContext_ParallelFor
 // A shape inference function is a danger in older runtimes: up to 1.23 the runtime itself reads through a
 // null pointer, before it calls the function, where a node leaves out an optional input by an empty name.
 constexpr long kInfersLoss = 24;
@@ -57,7 +58,7 @@ int input_type(const CustomOp* op, size_t index) {
 OrtStatus* create_kernel(const CustomOp* op, const Api*, const OrtKernelInfo* info, void** kernel) {
   const Runtime& runtime = self(op).runtime;
   return guarded(runtime.api,
-                 [&] { *kernel = new Kernel(*runtime.api, info, runtime.minor >= 17); });
+                 [&] { *kernel = new Kernel(*runtime.api, info, runtime.minor >= kLendsThreads); });
 }
 
 OrtStatus* compute(void* kernel, OrtKernelContext* context) {

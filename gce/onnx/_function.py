@@ -24,6 +24,16 @@ WEIGHTS = 3  # the place of the class weights among a node's inputs
 # What stands here for "no ignore_index": a function cannot tell that an attribute is absent.
 NO_IGNORE_INDEX = -(2**63)
 
+# log1p(-x), for which ONNX has no operator: what the rounding of 1 - x lost is known exactly.
+LOG_ONE_MINUS = """
+    {name}_rest = Sub (one, {x})
+    {name}_back = Sub (one, {name}_rest)
+    {name}_lost = Sub ({name}_back, {x})
+    {name}_correction = Div ({name}_lost, {name}_rest)
+    {name}_rounded = Log ({name}_rest)
+    {name} = Add ({name}_rounded, {name}_correction)
+"""
+
 # Where class weights enter; the one thing that a function cannot decide when it runs.
 WITH_WEIGHTS = """
     c = Cast <to = 11> (weights)
@@ -52,7 +62,6 @@ GammaCrossEntropyLoss
 {{
     zero = Constant <value = double {{0.0}}> ()
     one = Constant <value = double {{1.0}}> ()
-    two = Constant <value = double {{2.0}}> ()
     half = Constant <value = double {{0.5}}> ()
     tiny = Constant <value = double {{1e-17}}> ()
     int_zero = Constant <value = int64 {{0}}> ()
@@ -145,12 +154,7 @@ GammaCrossEntropyLoss
 
     # The primitive from p >= t*: -log(s) / delta, by log1p(-x) for small x = delta (1 - p).
     x = Mul (delta, p_miss)
-    s_near = Sub (one, x)
-    s_lost_1 = Sub (one, s_near)
-    s_lost = Sub (s_lost_1, x)
-    s_correction = Div (s_lost, s_near)
-    log_s_near_1 = Log (s_near)
-    log_s_near = Add (log_s_near_1, s_correction)
+    {log_s_near}
     delta_p = Mul (delta, p)
     s_far = Add (g, delta_p)
     log_s_far = Log (s_far)
@@ -167,12 +171,7 @@ GammaCrossEntropyLoss
     one_minus_b_delta = Add (one_minus_b, b_g)
     x_star_1 = Mul (delta, one_minus_b)
     x_star = Div (x_star_1, one_minus_b_delta)
-    star_near = Sub (one, x_star)
-    star_lost_1 = Sub (one, star_near)
-    star_lost = Sub (star_lost_1, x_star)
-    star_correction = Div (star_lost, star_near)
-    log_star_near_1 = Log (star_near)
-    log_star_near = Add (log_star_near_1, star_correction)
+    {log_star_near}
     log_g = Log (g)
     log_one_minus_b_delta = Log (one_minus_b_delta)
     log_star_far = Sub (log_g, log_one_minus_b_delta)
@@ -344,6 +343,8 @@ def make_function(opset: int, with_weights: bool) -> onnx.FunctionProto:
         no_ignore_index=NO_IGNORE_INDEX,
         inputs="scores, labels, gamma" + (", weights" if with_weights else ""),
         weights=WITH_WEIGHTS if with_weights else WITHOUT_WEIGHTS,
+        log_s_near=LOG_ONE_MINUS.format(name="log_s_near", x="x"),
+        log_star_near=LOG_ONE_MINUS.format(name="log_star_near", x="x_star"),
     )
     lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
     return parser.parse_function("\n".join(lines))

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "gce/gce.h"
+#include "storage.h"
 
 namespace gce {
 
@@ -77,6 +78,12 @@ struct RowProblem {
   int64_t chunk_rows;    // rows of one unit of work: depends on V and dtype alone, never on threads
   size_t scratch_bytes;  // per worker, 64-byte aligned
 };
+
+// The weight of class v, 0 <= v < classes.
+static inline double class_weight_of(const RowProblem& problem, int64_t v) {
+  if (problem.weight == nullptr) return 1.0;
+  return read_real(problem.weight + v * problem.weight_stride, problem.weight_dtype);
+}
 
 // A sum kept as an unevaluated pair high + low.
 struct PairSum {

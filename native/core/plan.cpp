@@ -136,14 +136,9 @@ void Plan::set_label_smoothing(const gce_problem& problem) {
   rows_.smooth_weights = nullptr;
   rows_.smooth_weight_sum = 0.0;
   if (problem.label_smoothing == 0.0 || rows_.rows == 0) return;
-  const auto weight_of = [&](int64_t v) {
-    return rows_.weight == nullptr
-               ? 1.0
-               : read_real(rows_.weight + v * rows_.weight_stride, rows_.weight_dtype);
-  };
   double largest = 0.0;
   for (int64_t v = 0; v < rows_.classes; ++v) {
-    largest = std::max(largest, std::abs(weight_of(v)));
+    largest = std::max(largest, std::abs(class_weight_of(rows_, v)));
   }
   // So that weights which no float can hold count as they do without smoothing.
   rows_.smooth_scale =
@@ -153,7 +148,7 @@ void Plan::set_label_smoothing(const gce_problem& problem) {
   smooth_weights_ = allocate_aligned(static_cast<size_t>(rows_.classes * size));
   PairSum sum = {0.0, 0.0};
   for (int64_t v = 0; v < rows_.classes; ++v) {
-    const double weight = weight_of(v) / rows_.smooth_scale;
+    const double weight = class_weight_of(rows_, v) / rows_.smooth_scale;
     write_real(smooth_weights_.get() + v * size, dtype, weight);
     add_exactly(&sum, weight);
   }

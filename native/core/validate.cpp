@@ -297,10 +297,7 @@ RowWeights sum_of_weights(const RowProblem& rows) {
           read_target(targets.data + offsets[kTargets] + i * targets.strides[d], targets.dtype);
       if (rows.has_ignore_index && target == rows.ignore_index) continue;
       if (target < 0 || target >= rows.classes) continue;  // changed since it was checked
-      double weight = 1.0;
-      if (rows.weight != nullptr) {
-        weight = read_real(rows.weight + target * rows.weight_stride, rows.weight_dtype);
-      }
+      double weight = class_weight_of(rows, target);
       if (sample.data != nullptr) {
         weight *=
             read_real(sample.data + offsets[kSampleWeight] + i * sample.strides[d], sample.dtype);

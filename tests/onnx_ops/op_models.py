@@ -46,6 +46,11 @@ class Value(NamedTuple):
     dims: list[Any] | None
 
 
+def values_of(arrays: Mapping[str, Any]) -> list[Value]:
+    """Graph inputs for these arrays, whatever their sizes."""
+    return [Value(name, array.dtype, [None] * array.ndim) for name, array in arrays.items()]
+
+
 def make_model(
     nodes: list[onnx.NodeProto],
     inputs: list[Value],
@@ -107,6 +112,15 @@ def op_model(
         gce.onnx.OP_TYPE, names, [o.name for o in outputs], domain=gce.onnx.DOMAIN, **attributes
     )
     return make_model([node], inputs, outputs)
+
+
+def op_model_for(
+    arrays: Mapping[str, Any], grad: bool = True, **attributes: Any
+) -> onnx.ModelProto:
+    """One node that takes these arrays."""
+    dtypes = {name: array.dtype for name, array in arrays.items()}
+    ranks = {name: array.ndim for name, array in arrays.items()}
+    return op_model(dtypes, ranks, grad, attributes)
 
 
 @functools.lru_cache(maxsize=512)

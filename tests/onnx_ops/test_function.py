@@ -21,6 +21,7 @@ from op_models import (
     numpy_op,
     problem,
     runtime_version,
+    values_of,
 )
 
 import gce.onnx
@@ -30,7 +31,7 @@ NEWEST = 20 if runtime_version() < (1, 20) else 21 if runtime_version() < (1, 24
 
 
 def session_of(arguments, grad=True, opset=17, library=False, **attributes):
-    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    inputs = values_of(arguments)
     like = {"loss": arguments["labels"], "grad": arguments["scores"]}
     if attributes.get("reduction") != "none":
         like["loss"] = np.zeros(())
@@ -188,7 +189,7 @@ def test_the_loss_alone():
 
 def test_nodes_with_and_without_weights_in_one_model():
     weighted = problem(np.random.default_rng(3), FLOATS[0], (6, 5), weights=True)
-    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in weighted.items()]
+    inputs = values_of(weighted)
     names = list(weighted)
     nodes = [
         helper.make_node(gce.onnx.OP_TYPE, names, ["a", "b"], domain=gce.onnx.DOMAIN),
@@ -211,22 +212,6 @@ def test_nodes_with_and_without_weights_in_one_model():
     assert_close(make_session(again, library=False).run(None, weighted), expected)
 
 
-def test_in_a_branch():
-    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5))
-    node = gce.onnx.loss_node("scores", "labels", "gamma", loss="inner")
-    info = helper.make_tensor_value_info("inner", TensorProto.FLOAT, [])
-    branch = helper.make_graph([node], "branch", [], [info])
-    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
-    nodes = [
-        helper.make_node("Constant", [], ["yes"], value=yes),
-        helper.make_node("If", ["yes"], ["loss"], then_branch=branch, else_branch=branch),
-    ]
-    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
-    model = gce.onnx.attach_function(make_model(nodes, inputs, [Value("loss", FLOATS[0], [])]))
-    (loss,) = make_session(model, library=False).run(None, arguments)
-    np.testing.assert_allclose(loss, numpy_op(**arguments)[0], rtol=1e-6)
-
-
 def in_branches(inner, name="inner"):
     """An If, both of whose branches are this node, whose first output is a float scalar."""
     info = helper.make_tensor_value_info(inner.output[0], TensorProto.FLOAT, [])
@@ -238,11 +223,21 @@ def in_branches(inner, name="inner"):
     ]
 
 
+def test_in_a_branch():
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5))
+    node = gce.onnx.loss_node("scores", "labels", "gamma", loss="inner")
+    nodes = in_branches(node, "loss")
+    inputs = values_of(arguments)
+    model = gce.onnx.attach_function(make_model(nodes, inputs, [Value("loss", FLOATS[0], [])]))
+    (loss,) = make_session(model, library=False).run(None, arguments)
+    np.testing.assert_allclose(loss, numpy_op(**arguments)[0], rtol=1e-6)
+
+
 def test_weights_outside_and_none_in_a_branch():
     arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5), weights=True)
     inner = gce.onnx.loss_node("scores", "labels", "gamma", loss="in_branch")
     outer = gce.onnx.loss_node(*list(arguments)[:3], weights="weights", loss="outer")
-    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    inputs = values_of(arguments)
     outputs = [Value("inner", FLOATS[0], []), Value("outer", FLOATS[0], [])]
     model = make_model([*in_branches(inner), outer], inputs, outputs)
     plain = {name: arguments[name] for name in ("scores", "labels", "gamma")}
@@ -275,7 +270,7 @@ def test_in_a_branch_of_a_models_own_function():
         helper.make_node("Other", names[:3], ["b"], domain="mine", reduction="sum"),
         gce.onnx.loss_node(*names[:3], weights="weights", loss="c"),
     ]
-    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    inputs = values_of(arguments)
     outputs = [Value(name, FLOATS[0], []) for name in "abc"]
     plain = {name: arguments[name] for name in names[:3]}
     expected = [
@@ -308,7 +303,7 @@ def test_one_class(score, gamma):
 
 def test_wrong_models():
     arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5))
-    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    inputs = values_of(arguments)
     node = helper.make_node("Identity", ["scores"], ["loss"])
     model = make_model([node], inputs, [Value("loss", FLOATS[0], None)])
     with pytest.raises(TypeError, match="model has type NoneType, expected onnx"):

@@ -27,9 +27,11 @@ from op_models import (
     make_session,
     numpy_op,
     op_model,
+    op_model_for,
     problem,
     runtime_version,
     session_options,
+    values_of,
 )
 
 import gce.onnx
@@ -355,7 +357,7 @@ def test_a_node_says_what_it_was_told():
 def test_defaults_are_those_of_the_schema():
     """A node without attributes is the node that `loss_node` makes without options."""
     arguments = problem(np.random.default_rng(1), FLOATS[0], (5, 4))
-    inputs = [Value(name, array.dtype, [None] * array.ndim) for name, array in arguments.items()]
+    inputs = values_of(arguments)
     outputs = [Value("loss", FLOATS[0], [])]
     bare = helper.make_node(gce.onnx.OP_TYPE, list(arguments), ["loss"], domain=gce.onnx.DOMAIN)
     full = gce.onnx.loss_node(*arguments)
@@ -484,10 +486,8 @@ def test_importing_twice_registers_once():
 @pytest.mark.parametrize("grad", [False, True])
 def test_the_reference_evaluator(dtype, reduction, grad):
     arguments = problem(np.random.default_rng(2), dtype, (4, 5, 2), weights=True, ignored=-1)
-    types = {name: array.dtype for name, array in arguments.items()}
-    ranks = {name: array.ndim for name, array in arguments.items()}
     options = {"reduction": reduction, "ignore_index": -1, "threshold": 0.25}
-    model = op_model(types, ranks, grad, options)
+    model = op_model_for(arguments, grad, **options)
     evaluator = ReferenceEvaluator(model, new_ops=[gce.onnx.ReferenceOp])
     found = evaluator.run(None, arguments)
     assert bits(found) == bits(numpy_op(**arguments, **options)[: len(found)])
@@ -503,8 +503,7 @@ def test_register_returns_its_argument_and_may_be_repeated():
         assert gce.onnx.register(options) is options
     options.register_custom_ops_library(gce.onnx.library_path())
     arguments = problem(np.random.default_rng(2), FLOATS[0], (4, 5))
-    types = {name: array.dtype for name, array in arguments.items()}
-    model = op_model(types, {name: a.ndim for name, a in arguments.items()}, True, {})
+    model = op_model_for(arguments)
     for _ in range(2):  # and options serve more than one session
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -18,7 +18,7 @@ from op_models import (
     bits,
     make_session,
     numpy_op,
-    op_model,
+    op_model_for,
     problem,
     run_op,
 )
@@ -237,9 +237,7 @@ def test_an_isa_that_is_no_text():
 @pytest.mark.parametrize("name", ["scores", "labels", "weights"])
 def test_a_loss_bound_to_an_input_is_refused(name):
     arguments = problem(np.random.default_rng(1), FLOATS[1], (8, 8), np.int64, weights=True)
-    types = {key: array.dtype for key, array in arguments.items()}
-    ranks = {key: array.ndim for key, array in arguments.items()}
-    session = make_session(op_model(types, ranks, True, {"reduction": "none"}))
+    session = make_session(op_model_for(arguments, reduction="none"))
     binding = session.io_binding()
     for key, array in arguments.items():
         binding.bind_cpu_input(key, array)
@@ -257,9 +255,7 @@ def test_a_loss_bound_to_an_input_is_refused(name):
 def test_a_gradient_bound_to_the_scores_is_in_place():
     arguments = problem(np.random.default_rng(1), FLOATS[0], (80, 70))
     expected = bits(numpy_op(**arguments))
-    types = {key: array.dtype for key, array in arguments.items()}
-    ranks = {key: array.ndim for key, array in arguments.items()}
-    session = make_session(op_model(types, ranks, True, {}))
+    session = make_session(op_model_for(arguments))
     binding = session.io_binding()
     for key, array in arguments.items():
         binding.bind_cpu_input(key, array)

@@ -131,11 +131,6 @@ inline void read_targets_of(const RowCursor& cursor, int64_t n, int64_t* out) {
   for (int64_t r = 0; r < n; ++r) out[r] = read_target(p + r * stride, dtype);
 }
 
-inline double class_weight_of(const RowProblem& problem, int64_t target) {
-  if (problem.weight == nullptr) return 1.0;
-  return read_real(problem.weight + target * problem.weight_stride, problem.weight_dtype);
-}
-
 // What label smoothing needs of rows [at, at + n), whose row_weight is that of the loss without it.
 template <class Storage>
 void load_smoothing(const RowProblem& problem, const RowCursor& cursor, int64_t at, int64_t n,
