@@ -1,0 +1,188 @@
+"""From a forward model to one that computes gradients, by onnx-ad.
+
+`prepared` makes the model what onnx-ad takes, `with_gradients` adds the gradients of its
+parameters. What onnx-ad emits is then made right and lean:
+
+* A ScatterND that adds is replaced by a ScatterElements: ONNX Runtime runs the former on several
+  threads, and loses updates where indices are equal, as those of an embedding's gradient are.
+* The axis of the one seed is removed where it is only put on and taken off again, and so are the
+  Expands of results that have their shape already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
+
+import numpy as np
+import onnx
+import onnx_ad
+from onnx import helper, numpy_helper
+from onnx.inliner import inline_local_functions
+from onnx_ad._graph import node_reads
+
+from gce.onnx._graphs import fresh_names, opset_of, value_names
+from gce.onnx.training._nodes import Nodes
+from gce.onnx.training._rules import UnsupportedOperator, rules_for_one_seed
+
+__all__ = ["UnsupportedOperator", "prepared", "with_gradients"]
+
+LEAST_OPSET, NEW_OPSET = 16, 18  # ScatterElements adds from 16 on; what older models become
+SEED_PREFIX = "gce/adjoint/"
+
+
+def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
+    """The part of the model that computes `logits`, without functions, of a recent opset."""
+    if model.functions:
+        model = inline_local_functions(model)
+    if opset_of(model) < LEAST_OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, NEW_OPSET)
+        except Exception as error:
+            raise ValueError(
+                f"model has opset {opset_of(model)}, expected {LEAST_OPSET} or newer, and onnx's "
+                f"version converter cannot raise it: {error}"
+            ) from error
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    keep_needed(part.graph, [logits])
+    infos = {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
+    del part.graph.output[:]
+    part.graph.output.append(infos.get(logits) or onnx.ValueInfoProto(name=logits))
+    return part
+
+
+def with_gradients(
+    model: onnx.ModelProto, logits: str, grad: str, parameters: Sequence[str]
+) -> dict[str, str]:
+    """Add to the model the gradients of its parameters.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Changed in place: of its graph nodes and initializers, and nothing else.
+    logits, grad : str
+        A value, and the gradient of the loss with respect to it, which the model computes.
+    parameters : sequence of str
+        Names of inputs of floating-point type.
+
+    Returns
+    -------
+    dict of str to str
+        The name of each parameter's gradient, which has the parameter's shape and type.
+    """
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
+    known = onnx.shape_inference.infer_shapes(source).graph
+    if not any(output.name == logits for output in source.graph.output):
+        info = next(info for info in known.value_info if info.name == logits)
+        source.graph.output.append(info)
+    with rules_for_one_seed():
+        reversed_ = onnx_ad.reverse(
+            source, inputs=list(parameters), outputs=[logits], prefix=SEED_PREFIX, layout="onnx"
+        )
+    graph = reversed_.graph
+    nodes = list(graph.node)
+    fresh = fresh_names(value_names(reversed_), "gce/adjoint")
+    last = fresh()
+    graph.initializer.append(numpy_helper.from_array(np.array([-1]), last))
+
+    # The seed is the loss' gradient. The nodes that give it are among those before its first use.
+    seed = SEED_PREFIX + logits
+    first = next((i for i, node in enumerate(nodes) if seed in node.input), len(nodes))
+    nodes.insert(first, helper.make_node("Unsqueeze", [grad, last], [seed]))
+    made = {name: node for node in nodes for name in node.output}
+    gradients = {}
+    for parameter in parameters:
+        node = made[SEED_PREFIX + parameter]
+        while node.op_type in ("Identity", "Expand"):  # it has the shape already
+            node = made[node.input[0]]
+        if node.op_type == "ConstantOfShape":
+            raise ValueError(f"parameters: the logits do not depend on {parameter!r}")
+        gradients[parameter] = fresh()
+        squeeze = helper.make_node("Squeeze", [node.output[0], last], [gradients[parameter]])
+        nodes.append(squeeze)
+    nodes = without_scatter_races(nodes, graph.initializer, fresh)
+    nodes, same = without_round_trips(nodes, graph.initializer)
+    gradients = {parameter: same.get(name, name) for parameter, name in gradients.items()}
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(graph.initializer)
+    keep_needed(model.graph, [*(o.name for o in model.graph.output), *gradients.values()])
+    return gradients
+
+
+def without_scatter_races(
+    nodes: Iterable[onnx.NodeProto],
+    initializers: MutableSequence[onnx.TensorProto],
+    fresh: Callable[[], str],
+) -> list[onnx.NodeProto]:
+    """The nodes, with ``ScatterND(reduction="add")`` in terms of ScatterElements."""
+    made = Nodes(fresh)
+    op = made.op
+    for node in nodes:
+        adds = any(a.name == "reduction" and a.s == b"add" for a in node.attribute)
+        if node.op_type != "ScatterND" or not adds:
+            made.nodes.append(node)
+            continue
+        data, indices, updates = node.input
+        # An index is for as many leading axes of the data as the last axis of the indices is long.
+        # All those are made one, of rows, and the index becomes the number of a row.
+        shape = op("Shape", data)
+        leading = op("Slice", shape, made.ints([0]), op("Shape", indices, start=-1))
+        rows = op("ReduceProd", leading, keepdims=1)
+        counted = op("Range", made.ints(0), op("Squeeze", rows, made.ints([0])), made.ints(1))
+        numbers = op("GatherND", op("Reshape", counted, leading), indices)
+        table = op("Reshape", data, op("Concat", rows, made.ints([-1]), axis=0))
+        width = op("Shape", table, start=1)
+        column = op("Reshape", numbers, made.ints([-1, 1]))
+        wide = op("Expand", column, op("Concat", made.ints([1]), width, axis=0))
+        added = op("Reshape", updates, op("Concat", made.ints([-1]), width, axis=0))
+        summed = op("ScatterElements", table, wide, added, axis=0, reduction="add")
+        op("Reshape", summed, shape, output=node.output[0])
+    initializers.extend(made.initializers)
+    return made.nodes
+
+
+def without_round_trips(
+    nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
+) -> tuple[list[onnx.NodeProto], dict[str, str]]:
+    """The nodes, without a Squeeze of an Unsqueeze of the seed's axis, or the other way round.
+
+    The values that are gone come with the names of those they were.
+    """
+    last = {
+        tensor.name
+        for tensor in initializers
+        if tensor.data_type == onnx.TensorProto.INT64
+        and list(tensor.dims) == [1]
+        and numpy_helper.to_array(tensor)[0] == -1
+    }
+    opposite = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}
+    made: dict[str, onnx.NodeProto] = {}
+    same: dict[str, str] = {}
+    result = []
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            node.input[i] = same.get(name, name)
+        if node.op_type in opposite and len(node.input) == 2 and node.input[1] in last:
+            before = made.get(node.input[0])
+            if before is not None and before.op_type == opposite[node.op_type]:
+                same[node.output[0]] = before.input[0]
+                continue
+            made[node.output[0]] = node
+        result.append(node)
+    return result, same
+
+
+def keep_needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> None:
+    """Remove the nodes and initializers that none of `outputs` needs."""
+    needed = set(outputs)
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed |= node_reads(node)
+            nodes.append(node)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(initializers)

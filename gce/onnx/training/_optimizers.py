@@ -1,0 +1,238 @@
+"""SGD and AdamW in standard ONNX operators, with the formulas and defaults of ``torch.optim``.
+
+An optimizer says which state it keeps for each parameter (`slots`), and emits the nodes of one
+step. Elementwise operators are what a step of it costs, each a pass over memory, and so the
+formulas are arranged to need few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gce.onnx.training._nodes import Nodes
+
+__all__ = ["SGD", "AdamW", "Optimizer"]
+
+
+class Optimizer(Protocol):
+    """What `training_model` needs of an optimizer."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the arrays that it keeps for each parameter, which begin as zeros."""
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether it needs the number of the step."""
+
+    def scalars(self, nodes: Nodes, learning_rate: str, step: str) -> dict[str, str]:
+        """Emit what is the same for all parameters: names of float64 scalars.
+
+        `step` is the number of this step, counted from 1, a float64 scalar ("" if not needed).
+        """
+
+    def update(
+        self,
+        nodes: Nodes,
+        parameter: str,
+        gradient: str,
+        new: Mapping[str, str],
+        slots: Mapping[str, str],
+        scalars: Mapping[str, str],
+        dtype: npt.DTypeLike,
+    ) -> None:
+        """Emit the step of one parameter.
+
+        `new` has the names that the new values must get: that of `parameter`, and that of each slot
+        under the slot's name. `slots` has the names of the old ones.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent, as ``torch.optim.SGD``.
+
+    ``g ← g + weight_decay · p``, ``m ← momentum · m + g``, ``p ← p − learning_rate · m``; with
+    `nesterov`, ``p ← p − learning_rate · (g + momentum · m)``.
+
+    Parameters
+    ----------
+    momentum : float
+        In [0, 1). 0: no state is kept.
+    nesterov : bool
+        Needs a momentum above 0.
+    weight_decay : float
+        At least 0; part of the gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not a number, or outside its range.
+
+    Examples
+    --------
+    >>> from gce.onnx.training import SGD
+    >>> SGD(momentum=0.9)
+    SGD(momentum=0.9, nesterov=False, weight_decay=0.0)
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    counts_steps: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_range("momentum", self.momentum, below=1.0)
+        check_range("weight_decay", self.weight_decay)
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov = True with momentum = 0.0, expected a momentum above 0")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The momentum, if there is any."""
+        return ("momentum",) if self.momentum else ()
+
+    def scalars(self, nodes: Nodes, learning_rate: str, step: str) -> dict[str, str]:
+        """Emit nothing: the learning rate is all."""
+        return {"rate": learning_rate}
+
+    def update(
+        self,
+        nodes: Nodes,
+        parameter: str,
+        gradient: str,
+        new: Mapping[str, str],
+        slots: Mapping[str, str],
+        scalars: Mapping[str, str],
+        dtype: npt.DTypeLike,
+    ) -> None:
+        """Emit the formula of the class."""
+        if self.weight_decay:
+            decay = nodes.op("Mul", parameter, nodes.constant(self.weight_decay, dtype))
+            gradient = nodes.op("Add", gradient, decay)
+        direction = gradient
+        if self.momentum:
+            momentum = nodes.constant(self.momentum, dtype)
+            kept = nodes.op("Mul", slots["momentum"], momentum)
+            direction = nodes.op("Add", kept, gradient, output=new["momentum"])
+        if self.nesterov:
+            direction = nodes.op("Add", gradient, nodes.op("Mul", direction, momentum))
+        change = nodes.op("Mul", direction, scalars["rate"])
+        nodes.op("Sub", parameter, change, output=new[parameter])
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (arXiv 1711.05101), as ``torch.optim.AdamW``.
+
+    ``m ← β1 m + (1−β1) g``, ``v ← β2 v + (1−β2) g²``, ``p ← (1 − learning_rate · weight_decay) p −
+    learning_rate · m̂ / (√v̂ + eps)``, where ``m̂ = m / (1−β1ᵗ)`` and ``v̂ = v / (1−β2ᵗ)`` in step t.
+    The state that is kept is ``m / (1−β1)`` and ``v / (1−β2)``, which takes fewer operators.
+
+    Parameters
+    ----------
+    betas : tuple of two float
+        β1 and β2, in [0, 1).
+    eps : float
+        At least 0.
+    weight_decay : float
+        At least 0. (PyTorch's default is 0.01.)
+    no_decay : tuple of str
+        Names of parameters that do not decay, such as biases and the scales of normalizations.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not a number, or outside its range.
+
+    Examples
+    --------
+    >>> from gce.onnx.training import AdamW
+    >>> AdamW(weight_decay=0.1).slots
+    ('grad_sum', 'grad_square_sum')
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    no_decay: tuple[str, ...] = ()
+    counts_steps: ClassVar[bool] = True
+    slots: ClassVar[tuple[str, ...]] = ("grad_sum", "grad_square_sum")
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        betas: Any = self.betas
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"betas = {betas!r}, expected two numbers")
+        for i, beta in enumerate(betas):
+            check_range(f"betas[{i}]", beta, below=1.0)
+        check_range("eps", self.eps)
+        check_range("weight_decay", self.weight_decay)
+        no_decay: Any = self.no_decay
+        if isinstance(no_decay, str):
+            raise TypeError(f"no_decay = {no_decay!r}, expected several names")
+        object.__setattr__(self, "betas", tuple(map(float, betas)))
+        object.__setattr__(self, "no_decay", tuple(no_decay))
+
+    def scalars(self, nodes: Nodes, learning_rate: str, step: str) -> dict[str, str]:
+        """Emit the factors that bring the two sums and the step size together.
+
+        With M and V for the state, ``m̂ / (√v̂ + eps) = (1−β1) / (1−β1ᵗ) · M / (k √V + eps)`` where
+        ``k² = (1−β2) / (1−β2ᵗ)``: one factor for ``M / (√V + eps / k)``.
+        """
+        double = np.float64
+
+        def unbiased(beta: float) -> str:
+            power = nodes.op("Pow", nodes.constant(beta, double), step)
+            rest = nodes.op("Sub", nodes.constant(1.0, double), power)
+            return nodes.op("Div", nodes.constant(1.0 - beta, double), rest)
+
+        first, second = map(unbiased, self.betas)
+        k = nodes.op("Sqrt", second)
+        rate = nodes.op("Div", nodes.op("Mul", learning_rate, first), k)
+        decay = nodes.op("Mul", learning_rate, nodes.constant(self.weight_decay, double))
+        return {
+            "rate": rate,
+            "eps": nodes.op("Div", nodes.constant(self.eps, double), k),
+            "keep": nodes.op("Sub", nodes.constant(1.0, double), decay),
+        }
+
+    def update(
+        self,
+        nodes: Nodes,
+        parameter: str,
+        gradient: str,
+        new: Mapping[str, str],
+        slots: Mapping[str, str],
+        scalars: Mapping[str, str],
+        dtype: npt.DTypeLike,
+    ) -> None:
+        """Emit the formula of the class."""
+        square = nodes.op("Mul", gradient, gradient)
+        total, squares = (
+            nodes.op("Add", nodes.op("Mul", slots[slot], nodes.constant(beta, dtype)), term,
+                     output=new[slot])
+            for slot, beta, term in zip(self.slots, self.betas, (gradient, square), strict=True)
+        )  # fmt: skip
+        scale = nodes.op("Add", nodes.op("Sqrt", squares), scalars["eps"])
+        change = nodes.op("Mul", nodes.op("Div", total, scale), scalars["rate"])
+        start = parameter
+        if self.weight_decay and parameter not in self.no_decay:
+            start = nodes.op("Mul", parameter, scalars["keep"])
+        nodes.op("Sub", start, change, output=new[parameter])
+
+
+def check_range(name: str, value: Any, below: float = math.inf) -> None:
+    """Raise unless the value is a finite number from 0 on, and less than `below`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name} = {value!r}, expected a number")
+    if not 0.0 <= value < below:
+        limit = "a finite number of at least 0" if below == math.inf else f"0 <= {name} < {below:g}"
+        raise ValueError(f"{name} = {value}, expected {limit}")

@@ -1,0 +1,276 @@
+"""The graphs that a `Trainer` runs, and how it runs them.
+
+A `Program` is a graph that is run again and again on arrays that stay where they are. The arrays
+are in `Store`s, each of which has two buffers for every array: a run reads one and writes the
+other, and the two change places once the run is known to be good. So no array is copied between
+runs, and a run that fails changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import helper
+
+from gce._onnx_library import OP_TYPE, register
+from gce.onnx.training._graph import (
+    Forward,
+    Step,
+    TrainingGraph,
+    add_gradients,
+    add_loss,
+    add_update,
+)
+from gce.onnx.training._optimizers import Optimizer
+
+DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+
+__all__ = ["Program", "Runner", "Store", "accumulation", "evaluation", "prediction", "whole_step"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A graph, and what its inputs and outputs are.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+    feeds : dict of str to str
+        Inputs that are new at every run, under the names that the trainer has for them.
+    carried : dict of str to str
+        Inputs that the run changes, and the outputs that are their new values.
+    results : dict of str to str
+        The other outputs, under the trainer's names.
+    """
+
+    model: onnx.ModelProto
+    feeds: Mapping[str, str]
+    carried: Mapping[str, str]
+    results: Mapping[str, str]
+
+
+def whole_step(graph: TrainingGraph) -> Program:
+    """Loss, gradients and optimizer in one run."""
+    feeds = {f"inputs.{name}": name for name in graph.inputs}
+    feeds |= {"labels": graph.labels, "gamma": graph.gamma, "learning_rate": graph.learning_rate}
+    results = {"loss": graph.loss}
+    if graph.grad_norm is not None:
+        results["grad_norm"] = graph.grad_norm
+    return Program(graph.model, feeds, graph.carried, results)
+
+
+def accumulation(
+    forward: Forward,
+    optimizer: Optimizer,
+    clip_norm: float | None,
+    scale: float,
+    options: Mapping[str, Any],
+) -> tuple[Program, Program, dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """A step in two halves: gradients are added up; a step is made of `scale` times their sum.
+
+    Returns
+    -------
+    collect, apply : Program
+    sums, state : dict of str to ndarray
+        First values of the sums of gradients, and of the optimizer's state.
+    """
+    step, gradients = add_gradients(forward, options)
+    graph = step.model.graph
+    sums = {step.named(f"{name}.accumulated"): name for name in forward.initial}
+    carried = {}
+    for name, parameter in sums.items():
+        array = forward.initial[parameter]
+        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        carried[name] = step.named(f"{name}.new")
+        graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
+        graph.output.append(helper.make_tensor_value_info(carried[name], elem_type, array.shape))
+        inputs = [name, gradients[parameter]]
+        graph.node.append(helper.make_node("Add", inputs, [carried[name]]))
+    collect = Program(step.model, feeds_of(forward, step), carried, {"loss": step.loss})
+
+    half = onnx.ModelProto()
+    half.CopyFrom(step.model)
+    for field in ("node", "initializer", "input", "output", "value_info"):
+        half.graph.ClearField(field)
+    for name, parameter in sums.items():
+        array = forward.initial[parameter]
+        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        half.graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
+    rest = dataclasses.replace(step, model=half)
+    by_parameter = {parameter: name for name, parameter in sums.items()}
+    update = add_update(rest, forward, by_parameter, optimizer, clip_norm, scale)
+    results = {} if update.grad_norm is None else {"grad_norm": update.grad_norm}
+    feeds = {"learning_rate": update.learning_rate}
+    apply = Program(half, feeds, update.carried, results)
+    zeros = {name: np.zeros_like(forward.initial[parameter]) for name, parameter in sums.items()}
+    return collect, apply, zeros, update.initial
+
+
+def evaluation(forward: Forward, options: Mapping[str, Any]) -> Program:
+    """The loss alone."""
+    step, _ = add_loss(forward, options, grad=False)
+    return Program(step.model, feeds_of(forward, step), {}, {"loss": step.loss})
+
+
+def prediction(forward: Forward) -> Program:
+    """The logits alone."""
+    feeds = {f"inputs.{name}": name for name in forward.inputs}
+    return Program(forward.model, feeds, {}, {"logits": forward.logits})
+
+
+def feeds_of(forward: Forward, step: Step) -> dict[str, str]:
+    """What a loss needs."""
+    feeds = {f"inputs.{name}": name for name in forward.inputs}
+    return {**feeds, "labels": step.labels, "gamma": step.gamma}
+
+
+def with_value(array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Any]:
+    """The array and an OrtValue of its memory, which does not keep the array alive."""
+    return array, onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+class Store:
+    """Arrays that runs read and change.
+
+    Parameters
+    ----------
+    initial : mapping of str to ndarray
+        Their first values, which are copied.
+
+    Attributes
+    ----------
+    turn : {0, 1}
+        Which of the two buffers is the current one.
+    """
+
+    def __init__(self, initial: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.turn = 0
+        self._pairs = [
+            {name: with_value(np.array(array, order="C")) for name, array in initial.items()}
+            for _ in range(2)
+        ]
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The current values, where the runtime has them: a later run writes there."""
+        return {name: array for name, (array, _) in self._pairs[self.turn].items()}
+
+    def value(self, name: str) -> Any:
+        """The OrtValue of the current value."""
+        return self._pairs[self.turn][name][1]
+
+    def spare(self, name: str) -> Any:
+        """The OrtValue where a run puts the next one."""
+        return self._pairs[1 - self.turn][name][1]
+
+    def fill(self, number: float) -> None:
+        """Set all current values to a number."""
+        for array in self.arrays.values():
+            array.fill(number)
+
+    def swap(self) -> None:
+        """Make what a run has written the current values."""
+        self.turn = 1 - self.turn
+
+
+class Runner:
+    """A session of a program, bound to stores.
+
+    Parameters
+    ----------
+    program : Program
+    stores : sequence of Store
+        Together they have all inputs of the program that are not fed.
+    session_options : onnxruntime.SessionOptions
+        The operator is registered on them.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        stores: Sequence[Store],
+        session_options: onnxruntime.SessionOptions,
+    ) -> None:
+        self.program = program
+        self.session = onnxruntime.InferenceSession(
+            program.model.SerializeToString(),
+            register(session_options),
+            providers=["CPUExecutionProvider"],
+        )
+        fed = set(program.feeds.values())
+        names = [value.name for value in self.session.get_inputs() if value.name not in fed]
+        self._homes = {name: store for name in names for store in stores if name in store.arrays}
+        self._stores = list(dict.fromkeys(self._homes.values()))
+        self._bindings: dict[tuple[int, ...], Any] = {}
+        types = {output.name: output.type for output in self.session.get_outputs()}
+        # Results of programs that carry something are scalars, which have their place too.
+        self._scalars = {
+            key: with_value(np.zeros((), DTYPES[types[name]]))
+            for key, name in program.results.items()
+            if program.carried
+        }
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run once; the new values are in the stores' spare buffers.
+
+        Parameters
+        ----------
+        feeds : mapping of str to ndarray
+            Under the trainer's names.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The results, under the trainer's names.
+        """
+        turns = tuple(store.turn for store in self._stores)
+        if turns not in self._bindings:
+            self._bindings[turns] = self._bound()
+        binding = self._bindings[turns]
+        fed = [np.asarray(feeds[key], order="C") for key in self.program.feeds]  # alive until run
+        for name, array in zip(self.program.feeds.values(), fed, strict=True):
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, value)
+        if not self.program.carried:  # results of any shape, in new arrays
+            for name in self.program.results.values():
+                binding.bind_output(name)
+        try:
+            self.session.run_with_iobinding(binding)
+        except RuntimeError as error:
+            raise error_of(error) from error
+        if not self.program.carried:
+            made = binding.get_outputs()
+            return {
+                key: np.array(value.numpy())
+                for key, value in zip(self.program.results, made, strict=True)
+            }
+        return {key: array.copy() for key, (array, _) in self._scalars.items()}
+
+    def _bound(self) -> Any:
+        """A binding of what stays the same from run to run."""
+        binding = self.session.io_binding()
+        for name, store in self._homes.items():
+            binding.bind_ortvalue_input(name, store.value(name))
+        for name, output in self.program.carried.items():
+            binding.bind_ortvalue_output(output, self._homes[name].spare(name))
+        if self.program.carried:
+            for key, (_, value) in self._scalars.items():
+                binding.bind_ortvalue_output(self.program.results[key], value)
+        return binding
+
+
+def error_of(error: RuntimeError) -> Exception:
+    """The error that the numpy face would raise; another than the loss' own is what it is.
+
+    A binding has one type for all errors of a run; the text of the loss' is that of the core.
+    """
+    before, found, text = str(error).partition("Status Message: ")
+    if not found or OP_TYPE not in before:
+        return error
+    return (IndexError if "expected 0 <= target" in text else ValueError)(text)

@@ -1,0 +1,400 @@
+"""Training on the stock ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+
+from gce.onnx._graphs import copy_of
+from gce.onnx.training import _checkpoint, _programs
+from gce.onnx.training._checks import (
+    Inputs,
+    checked_count,
+    checked_inputs,
+    checked_labels,
+    checked_rate,
+    digest,
+    kinds,
+    plain,
+)
+from gce.onnx.training._graph import Forward, graph_of
+from gce.onnx.training._optimizers import AdamW, Optimizer
+from gce.onnx.training._programs import Program, Runner, Store
+
+__all__ = ["Trainer"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Schedule: TypeAlias = Callable[[int], float]
+
+
+class Trainer:
+    """Trains a forward model with the γ-cross-entropy, on the stock ONNX Runtime.
+
+    One session computes the loss, all gradients and the optimizer's step. Parameters and optimizer
+    state stay where the runtime reads and writes them; a step feeds a batch and takes a loss.
+
+    Parameters
+    ----------
+    model, optimizer, logits, parameters, frozen, tied, clip_norm
+        As for `training_graph`.
+    learning_rate : float or callable
+        A number of at least 0, or a function from the number of steps done to one.
+    gamma : float, callable or array_like
+        The loss' γ, in [0, 1], or a function from the number of steps done to it, such as those of
+        `gce.schedules`.
+    accumulate : int
+        Each step of the optimizer is made from this many calls of `step`: of the mean of their
+        gradients, or of the sum with ``reduction="sum"``.
+    session_options : onnxruntime.SessionOptions, optional
+        For all sessions, as for the number of threads.
+    **options
+        Of the loss, as for `training_graph`.
+
+    Raises
+    ------
+    gce.onnx.training.UnsupportedOperator
+        onnx-ad cannot differentiate a node between a parameter and the logits; it is named.
+    TypeError, ValueError
+        As for `training_graph`.
+
+    Notes
+    -----
+    Memory: parameters and state are held twice, as a step reads the old ones and writes new ones.
+    So a step that fails, by an error of the runtime or a loss that is not finite, changes nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gce import schedules
+    >>> from gce.onnx import training
+    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> forward = helper.make_model(
+    ...     helper.make_graph(
+    ...         [helper.make_node("MatMul", ["x", "W"], ["logits"])],
+    ...         "linear",
+    ...         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+    ...         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+    ...         [numpy_helper.from_array(np.zeros((4, 3), np.float32), "W")]),
+    ...     opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    >>> trainer = training.Trainer(
+    ...     forward, optimizer=training.SGD(), learning_rate=0.5, gamma=schedules.linear(10))
+    >>> x, labels = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0])
+    >>> losses = [float(trainer.step(x, labels)) for _ in range(10)]
+    >>> round(losses[0], 4), trainer.steps, trainer.gamma
+    (1.0986, 10, 1.0)
+    >>> trainer.predict(x).argmax(axis=1)
+    array([0, 1, 2, 0])
+    >>> trained = trainer.export()
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto | str | os.PathLike[str],
+        *,
+        optimizer: Optimizer | None = None,
+        learning_rate: float | Schedule = 1e-3,
+        gamma: float | Schedule | npt.ArrayLike = 0.0,
+        logits: str | None = None,
+        parameters: Iterable[str] | None = None,
+        frozen: Iterable[str] = (),
+        tied: Iterable[str] = (),
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        session_options: onnxruntime.SessionOptions | None = None,
+        **options: Any,
+    ) -> None:
+        optimizer = AdamW() if optimizer is None else optimizer
+        self._accumulate = checked_count("accumulate", accumulate)
+        self._learning_rate, self._gamma = learning_rate, gamma
+        self._options = options
+        self._per_row = bool(options.get("gamma_per_row", False))
+        self._forward = Forward(model, logits, parameters, frozen, tied)
+        self._session_options = session_options
+        if session_options is None:
+            self._session_options = onnxruntime.SessionOptions()
+            # It would warn of constants that its optimizations leave without use, and print errors
+            # that are raised.
+            self._session_options.log_severity_level = 4
+        self._config = {
+            "forward": digest(self._forward),
+            "parameters": kinds(self._forward.initial),
+            "optimizer": repr(optimizer),
+            "clip_norm": clip_norm,
+            "accumulate": self._accumulate,
+            "loss": {key: plain(value) for key, value in sorted(options.items())},
+        }
+        self._parameters = Store(self._forward.initial)
+        self._sums = Store({})
+        if self._accumulate == 1:
+            graph = graph_of(self._forward, optimizer, clip_norm, options)
+            state = {k: v for k, v in graph.initial.items() if k not in self._forward.initial}
+            self._state = Store(state)
+            self._step = self._runner(_programs.whole_step(graph))
+        else:
+            scale = 1.0 / self._accumulate if options.get("reduction") != "sum" else 1.0
+            collect, apply, sums, state = _programs.accumulation(
+                self._forward, optimizer, clip_norm, scale, options
+            )
+            self._state, self._sums = Store(state), Store(sums)
+            self._step, self._apply = self._runner(collect), self._runner(apply)
+        self._evaluation: Runner | None = None
+        self._prediction: Runner | None = None
+        self._steps = self._collected = 0
+        self.grad_norm: float | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that the optimizer has done."""
+        return self._steps
+
+    @property
+    def gamma(self) -> Any:
+        """γ of the next step."""
+        return self._gamma(self._steps) if callable(self._gamma) else self._gamma
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        rate = self._learning_rate
+        return rate(self._steps) if callable(rate) else rate
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """Copies of the trained parameters, under their names in the model."""
+        return {name: array.copy() for name, array in self._parameters.arrays.items()}
+
+    def step(
+        self,
+        inputs: Inputs,
+        labels: npt.ArrayLike,
+        *,
+        gamma: npt.ArrayLike | None = None,
+        learning_rate: float | None = None,
+    ) -> Any:
+        """Do one step on a batch, or with ``accumulate`` add its gradients to those of the step.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array_like, or array_like
+            The inputs of the model by name; the array alone if there is but one. Their types are
+            the model's: nothing is converted.
+        labels : array_like of int
+            As the loss takes them: for logits [N, C, d1...dk] of shape [N, d1...dk].
+        gamma, learning_rate : optional
+            For this call, instead of those of the trainer.
+
+        Returns
+        -------
+        numpy floating scalar
+            The loss of the batch, before the step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An input is missing, unknown, or of another type or shape than the model's; labels, γ
+            or learning rate are.
+        FloatingPointError
+            The loss, or the norm of the gradients if they are clipped, is not finite.
+        IndexError
+            A label is out of range.
+
+        Notes
+        -----
+        Whatever is raised, parameters, state and the number of steps are what they were.
+        """
+        rate = checked_rate(self.learning_rate if learning_rate is None else learning_rate)
+        feeds = {**self._fed(inputs), **self._fed_to_loss(labels, gamma)}
+        results = self._step.run({**feeds, "learning_rate": rate})
+        loss: Any = results["loss"][()]
+        self._require_finite("loss", loss)
+        if self._accumulate == 1:
+            self._finish_step(results)
+            return loss
+        self._sums.swap()
+        if self._collected + 1 < self._accumulate:
+            self._collected += 1
+            return loss
+        try:
+            self._finish_step(self._apply.run({"learning_rate": rate}))
+        except BaseException:
+            self._sums.swap()  # back to what they were before the call
+            raise
+        self._sums.fill(0.0)
+        self._collected = 0
+        return loss
+
+    def _finish_step(self, results: Mapping[str, Array]) -> None:
+        norm = results.get("grad_norm")
+        if norm is not None:
+            self._require_finite("the norm of the gradients", norm[()])
+            self.grad_norm = float(norm)
+        self._parameters.swap()
+        self._state.swap()
+        self._steps += 1
+
+    def _require_finite(self, what: str, value: Any) -> None:
+        if not np.isfinite(value):
+            raise FloatingPointError(
+                f"{what} is {value} in step {self._steps}, counted from 0: "
+                "parameters and state are those before it"
+            )
+
+    def evaluate(
+        self, inputs: Inputs, labels: npt.ArrayLike, *, gamma: npt.ArrayLike | None = None
+    ) -> Any:
+        """Compute the loss of a batch, and change nothing.
+
+        Parameters
+        ----------
+        inputs, labels
+            As for `step`.
+        gamma : array_like, optional
+            γ; that of the next step by default. (0: cross-entropy.)
+
+        Returns
+        -------
+        numpy floating scalar, or ndarray
+            As the option ``reduction`` says; it may be "none" only in a trainer that never steps.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As for `step`.
+        """
+        feeds = {**self._fed(inputs), **self._fed_to_loss(labels, gamma)}
+        if self._evaluation is None:
+            self._evaluation = self._runner(_programs.evaluation(self._forward, self._options))
+        loss: Any = self._evaluation.run(feeds)["loss"][()]
+        return loss
+
+    def predict(self, inputs: Inputs) -> Array:
+        """Compute the logits of a batch.
+
+        Parameters
+        ----------
+        inputs
+            As for `step`.
+
+        Returns
+        -------
+        ndarray
+            The logits.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `step`.
+        """
+        if self._prediction is None:
+            self._prediction = self._runner(_programs.prediction(self._forward))
+        return self._prediction.run(self._fed(inputs))["logits"]
+
+    def save(self, path: str | os.PathLike[str], *, extra: Any = None) -> None:
+        """Write a checkpoint: parameters, optimizer state, sums of gradients, number of steps.
+
+        Parameters
+        ----------
+        path : path
+            A file there is replaced once the new one is whole and on the disk: a process that is
+            killed leaves the old one, and beside it perhaps ``<path>.tmp``.
+        extra : optional
+            Anything that JSON can hold, for `load` to give back.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        TypeError
+            JSON cannot hold `extra`.
+        """
+        arrays = {**self._parameters.arrays, **self._state.arrays, **self._sums.arrays}
+        header = {
+            "config": self._config,
+            "steps": self._steps,
+            "collected": self._collected,
+            "extra": extra,
+        }
+        _checkpoint.write(path, arrays, header)
+
+    def load(self, path: str | os.PathLike[str]) -> Any:
+        """Go on where the checkpoint was written.
+
+        Parameters
+        ----------
+        path : path
+            Written by `save` of a trainer of the same model, parameters, optimizer, `clip_norm`,
+            `accumulate` and options of the loss. Learning rate and γ are free: they are no state.
+
+        Returns
+        -------
+        The `extra` of `save`.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        gce.onnx.training.CheckpointError
+            A ValueError: the file is damaged, or of a training that differs; how is said. The
+            trainer is then as it was.
+        """
+        arrays, header = _checkpoint.read(path)
+        stores = (self._parameters, self._state, self._sums)
+        own = {name: array for store in stores for name, array in store.arrays.items()}
+        _checkpoint.require_same(path, "", header["config"], self._config)
+        _checkpoint.require_same(path, "arrays", kinds(arrays), kinds(own))
+        for name, array in own.items():
+            np.copyto(array, arrays[name])
+        self._steps, self._collected = header["steps"], header["collected"]
+        return header["extra"]
+
+    def export(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
+        """Give the forward model with the trained parameters.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to write it too.
+
+        Returns
+        -------
+        onnx.ModelProto
+            The model that the trainer was made from, of the same inputs, outputs and opset, for any
+            runtime: it has no loss. Initializers that were split stay so.
+        """
+        model = copy_of(self._forward.original)
+        for tensor in model.graph.initializer:
+            array = self._parameters.arrays.get(tensor.name)
+            if array is not None:
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        if path is not None:
+            onnx.save(model, os.fspath(path))
+        return model
+
+    def _runner(self, program: Program) -> Runner:
+        stores = (self._parameters, self._state, self._sums)
+        return Runner(program, stores, self._session_options)
+
+    def _fed(self, inputs: Inputs) -> dict[str, Array]:
+        return {
+            f"inputs.{name}": array
+            for name, array in checked_inputs(self._forward.model, self._forward.inputs, inputs)
+        }
+
+    def _fed_to_loss(self, labels: npt.ArrayLike, gamma: npt.ArrayLike | None) -> dict[str, Array]:
+        indices = checked_labels(labels)
+        given = np.asarray(self.gamma if gamma is None else gamma, np.float64)
+        if self._per_row:
+            given = np.broadcast_to(given, indices.shape) if given.ndim == 0 else given
+        elif given.ndim != 0:
+            raise ValueError(
+                f"gamma has shape {given.shape}, expected a number: "
+                "one per row needs gamma_per_row=True"
+            )
+        return {"labels": indices, "gamma": given}
