@@ -5,8 +5,7 @@ parameters. What onnx-ad emits is then made right and lean:
 
 * A ScatterND that adds is replaced by a ScatterElements: ONNX Runtime runs the former on several
   threads, and loses updates where indices are equal, as those of an embedding's gradient are.
-* The axis of the one seed is removed where it is only put on and taken off again, and so are the
-  Expands of results that have their shape already.
+* The axis of the one seed goes (`_seed_axis`), and so do Expands of what has its shape already.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from onnx_ad._graph import node_reads
 
 from gce.onnx._graphs import fresh_names, opset_of, value_names
 from gce.onnx.training._nodes import Nodes
-from gce.onnx.training._rules import UnsupportedOperator, rules_for_one_seed
+from gce.onnx.training._rules import Dims, UnsupportedOperator, rules_for_one_seed
+from gce.onnx.training._seed_axis import without_seed_axis
 
 __all__ = ["UnsupportedOperator", "prepared", "with_gradients"]
 
@@ -72,11 +72,11 @@ def with_gradients(
     """
     source = onnx.ModelProto()
     source.CopyFrom(model)
-    known = onnx.shape_inference.infer_shapes(source).graph
+    known = onnx.shape_inference.infer_shapes(source, data_prop=True).graph
     if not any(output.name == logits for output in source.graph.output):
         info = next(info for info in known.value_info if info.name == logits)
         source.graph.output.append(info)
-    with rules_for_one_seed():
+    with rules_for_one_seed(dims_of(known)):
         reversed_ = onnx_ad.reverse(
             source, inputs=list(parameters), outputs=[logits], prefix=SEED_PREFIX, layout="onnx"
         )
@@ -102,13 +102,26 @@ def with_gradients(
         squeeze = helper.make_node("Squeeze", [node.output[0], last], [gradients[parameter]])
         nodes.append(squeeze)
     nodes = without_scatter_races(nodes, graph.initializer, fresh)
-    nodes, same = without_round_trips(nodes, graph.initializer)
-    gradients = {parameter: same.get(name, name) for parameter, name in gradients.items()}
+    nodes = without_seed_axis(nodes, graph.initializer, fresh)
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(graph.initializer)
     keep_needed(model.graph, [*(o.name for o in model.graph.output), *gradients.values()])
     return gradients
+
+
+def dims_of(graph: onnx.GraphProto) -> dict[str, Dims]:
+    """What is known of each value's shape."""
+    dims: dict[str, Dims] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        tensor = info.type.tensor_type
+        if tensor.HasField("shape"):
+            sizes = (
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+                for dim in tensor.shape.dim
+            )
+            dims[info.name] = tuple(sizes)
+    return dims
 
 
 def without_scatter_races(
@@ -141,37 +154,6 @@ def without_scatter_races(
         op("Reshape", summed, shape, output=node.output[0])
     initializers.extend(made.initializers)
     return made.nodes
-
-
-def without_round_trips(
-    nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]
-) -> tuple[list[onnx.NodeProto], dict[str, str]]:
-    """The nodes, without a Squeeze of an Unsqueeze of the seed's axis, or the other way round.
-
-    The values that are gone come with the names of those they were.
-    """
-    last = {
-        tensor.name
-        for tensor in initializers
-        if tensor.data_type == onnx.TensorProto.INT64
-        and list(tensor.dims) == [1]
-        and numpy_helper.to_array(tensor)[0] == -1
-    }
-    opposite = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}
-    made: dict[str, onnx.NodeProto] = {}
-    same: dict[str, str] = {}
-    result = []
-    for node in nodes:
-        for i, name in enumerate(node.input):
-            node.input[i] = same.get(name, name)
-        if node.op_type in opposite and len(node.input) == 2 and node.input[1] in last:
-            before = made.get(node.input[0])
-            if before is not None and before.op_type == opposite[node.op_type]:
-                same[node.output[0]] = before.input[0]
-                continue
-            made[node.output[0]] = node
-        result.append(node)
-    return result, same
 
 
 def keep_needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> None:

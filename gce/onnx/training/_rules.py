@@ -11,37 +11,46 @@ Concat, Slice   any extents (onnx-ad needs fixed ones)
 ==============  ==================================================================================
 
 `rules_for_one_seed` puts them into onnx-ad's table for as long as it is needed. It also wraps every
-rule of that table: a derivative that reaches a rule has its value's full shape already, since each
-rule reduces what it gives to the shape of the operand, and so `Context.full`, an Expand that
-copies, has nothing to do; and an error says which node it is about.
+rule of that table. A derivative that reaches a rule has its value's full shape already, since each
+rule reduces what it gives to the shape of the operand: so `Context.full`, an Expand that copies,
+has nothing to do, and neither has `Context.unbroadcast` where operand and result have the same
+shape, be it by the name of a size. And an error says which node it is about.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import onnx
 from onnx import TensorProto, helper
 from onnx_ad import UnsupportedOperator
-from onnx_ad._build import attribute
+from onnx_ad._build import Context, attribute
 from onnx_ad.rules import REVERSE
 
 __all__ = ["UnsupportedOperator", "rules_for_one_seed"]
 
+Dims: TypeAlias = tuple[int | str | None, ...]
 Rule: TypeAlias = Callable[[Any, onnx.NodeProto, list[str | None]], list[str | None]]
 
 LOCK = threading.Lock()  # onnx-ad's table of rules is one for the process
 
 
 @contextlib.contextmanager
-def rules_for_one_seed() -> Iterator[None]:
-    """Have onnx-ad use the rules of this module, in this thread alone, until the block ends."""
+def rules_for_one_seed(dims: Mapping[str, Dims]) -> Iterator[None]:
+    """Have onnx-ad use the rules of this module, in this thread alone, until the block ends.
+
+    Parameters
+    ----------
+    dims : mapping of str to tuple
+        What is known of the shapes of values: a size, a name for it, or None for each axis.
+    """
     with LOCK:
         theirs = dict(REVERSE)
-        REVERSE.update({name: checked(rule) for name, rule in {**theirs, **RULES}.items()})
+        rules = {**theirs, **RULES}
+        REVERSE.update({name: for_one_seed(rule, dims) for name, rule in rules.items()})
         try:
             yield
         finally:
@@ -49,13 +58,24 @@ def rules_for_one_seed() -> Iterator[None]:
             REVERSE.update(theirs)
 
 
-def checked(rule: Rule) -> Rule:
-    """The rule, for derivatives that have their value's shape, with errors that name the node."""
+def for_one_seed(rule: Rule, dims: Mapping[str, Dims]) -> Rule:
+    """The rule, spared what is known to be of no effect, with errors that name the node."""
 
     def apply(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
+        def unbroadcast(value: str, source_rank: int, target: str, skip: int = 0) -> str:
+            """`skip`: how many axes at the end are no part of what broadcasts."""
+            one, other = (dims.get(name, (None,)) for name in (target, node.output[0]))
+            one, other = one[: len(one) - skip], other[: len(other) - skip]
+            if one == other and None not in one:
+                return value
+            return str(Context.unbroadcast(ctx, value, source_rank, target))
+
+        ctx.unbroadcast = unbroadcast
         for grad, name in zip(grads, node.output, strict=False):
             if grad is not None:
                 ctx._full[grad, name] = grad  # what `ctx.full` would compute
+        if node.op_type in ("Softmax", "CumSum"):
+            ctx._full[grads[0], node.input[0]] = grads[0]
         try:
             if node.domain not in ("", "ai.onnx"):
                 raise UnsupportedOperator("no rule for an operator of this domain")
@@ -109,16 +129,8 @@ def matmul(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str 
         axes = list(range(ctx.rank(other)))
         swapped = ctx.b.op("Transpose", [other], perm=[*axes[:-2], axes[-1], axes[-2]])
         product = ctx.b.op("MatMul", [g, swapped] if first else [swapped, g])
-        same = same_batch(ctx, value, node.output[0])
-        lifted = seeded(ctx, product)
-        contributions.append(lifted if same else ctx.unbroadcast(lifted, rank, value))
+        contributions.append(ctx.unbroadcast(seeded(ctx, product), rank, value, skip=2))
     return contributions
-
-
-def same_batch(ctx: Any, value: str, result: str) -> bool:
-    """Whether the two are known to have the same dimensions but for the last two."""
-    one, other = ctx.shapes.shape(value)[:-2], ctx.shapes.shape(result)[:-2]
-    return None not in one and one == other
 
 
 def gemm(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
