@@ -8,10 +8,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # Besides the newest, which is in $(VENV). Those before 1.19 need numpy 1.
 ORT_VERSIONS ?= 1.17 1.20 1.24
+# Whether its training release has a wheel for this Python and machine.
+TRAINS := $(shell $(PYTHON) -c 'import platform, sys; print("yes" if sys.version_info < (3, 13) \
+  and (sys.platform == "darwin" or platform.machine() == "x86_64") else "")')
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix bench check build tidy format dist clean
+.PHONY: help demo test test-matrix test-ort-training bench check build tidy format dist clean
 
 help:
 	@echo 'make demo    train classifiers on noisy labels with this loss: a table, reliability diagrams'
@@ -27,19 +30,33 @@ help:
 demo: $(VENV)/.demo $(VENV)/.native
 	$(BIN)/python -m gce demo $(DEMO_ARGS)
 
-# All tests; then those of the ONNX operator once more with an old runtime, unless PYTEST_ARGS selects.
+# All tests; then, unless PYTEST_ARGS selects, those of the ONNX operator once more with an old runtime,
+# and those that need its training release.
 test: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-onnxruntime-$(firstword $(ORT_VERSIONS)))
+	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-ort-training)
 
 # The operator's tests with each runtime in an environment of its own.
 test-matrix: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m pytest tests/onnx_ops $(PYTEST_ARGS)
 	for version in $(ORT_VERSIONS); do \
 	  $(MAKE) --no-print-directory test-onnxruntime-$$version || exit; done
+	$(MAKE) --no-print-directory test-ort-training TRAINING_TESTS=tests/onnx_ops
 
 test-onnxruntime-%: $(VENV)-onnxruntime-%/.ready $(VENV)/.native
 	$(VENV)-onnxruntime-$*/bin/python -m pytest tests/onnx_ops $(PYTEST_ARGS)
+
+# ONNX Runtime's training release. Those of the operator pass there too; they are for test-matrix.
+TRAINING_TESTS := tests/ort_training
+ifneq ($(TRAINS),)
+test-ort-training: $(VENV)-ort-training/.ready $(VENV)/.native
+	$(VENV)-ort-training/bin/python -m pytest $(TRAINING_TESTS) $(PYTEST_ARGS)
+else
+test-ort-training:
+	@echo 'SKIPPED $(TRAINING_TESTS): the training release of onnxruntime has no wheel for this Python' \
+	  'and machine, only for Python 3.12 and older on x86-64 Linux and macOS'
+endif
 
 bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -50,7 +67,7 @@ dist: $(VENV)/.dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) $(VENV)-onnxruntime-* build dist *.egg-info gce/*.so gce/onnx/*.so
+	rm -rf $(VENV) $(VENV)-onnxruntime-* $(VENV)-ort-training build dist *.egg-info gce/*.so gce/onnx/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environment: one stamp file for each set of packages ---------------------------------------
@@ -87,6 +104,12 @@ $(VENV)-onnxruntime-%/.ready: pyproject.toml | $(VENV)/.pip
 	$(@D)/bin/python -m pip --disable-pip-version-check -qq install --upgrade 'pip>=25.1'
 	$(@D)/bin/python -m pip --disable-pip-version-check -qq install --group operator \
 	  'onnxruntime==$*.*' $(if $(filter 1.17 1.18,$*),'numpy<2','numpy>=2')
+	@touch $@
+
+$(VENV)-ort-training/.ready: pyproject.toml | $(VENV)/.pip
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check -qq install --upgrade 'pip>=25.1'
+	$(@D)/bin/python -m pip --disable-pip-version-check -qq install --group ort-training
 	@touch $@
 
 # --- checks -------------------------------------------------------------------------------------

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from engines import ENGINES, IN_PROCESS, Emulated, Engine, InProcess, emulated_engine, selected
 
 ERRORS = pytest.StashKey[dict[str, float]]()
+
+
+def has_training_release() -> bool:
+    """Whether the package onnxruntime is its training release, found out without importing it."""
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return any(Path(folder, "training").is_dir() for folder in folders)
+
+
+# `make test` runs these in an environment of its own: no environment can have both runtimes.
+collect_ignore = [] if has_training_release() else ["ort_training"]
 
 
 @pytest.fixture(params=IN_PROCESS)

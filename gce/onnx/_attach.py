@@ -20,9 +20,9 @@ from gce._types import Reduction, Value
 from gce.onnx._function import attach_function
 from gce.onnx._graphs import copy_of, fresh_names, opset_of, value_names
 from gce.onnx._node import loss_node
-from gce.onnx._schema import FLOATS, VERSION, tensor_type_name
+from gce.onnx._schema import FLOATS, INTEGERS, VERSION, tensor_type_name
 
-__all__ = ["attach_loss"]
+__all__ = ["append_loss", "attach_loss", "elem_type_of", "name_of_logits"]
 
 Dims = list[Any]  # TensorShapeProto.Dimension
 OPSET_OF_ALLOWZERO = 14  # of Reshape: without it 0 is no size
@@ -124,63 +124,104 @@ def attach_loss(
     0.6667 [-0.1111  0.0556  0.0556]
     """
     attached = copy_of(model)
-    graph = attached.graph
-    logits = _name_of_logits(attached, logits)
-    elem_type, dims = _type_of_logits(attached, logits)
-    row_dims, class_dim = _split_axis(dims, axis, opset_of(attached))
+    logits = name_of_logits(attached, logits)
     names = {"labels": labels, "gamma": gamma, "loss": loss}
     names |= {"grad": grad} if grad is not None else {}
     names |= {"weights": weights} if isinstance(weights, str) else {}
-    taken = _require_new(value_names(attached), names)
-    fresh = fresh_names(taken, loss)
-
-    labels_type = _elem_type("labels_dtype", labels_dtype, ["tensor(int64)", "tensor(int32)"])
-    graph.input.append(_value_info(labels, labels_type, row_dims))
-    gamma_type = _elem_type("gamma_dtype", gamma_dtype, FLOATS)
-    graph.input.append(_value_info(gamma, gamma_type, row_dims if gamma_per_row else []))
-    weights_name = None
-    if isinstance(weights, str):
-        weights_name = weights
-        graph.input.append(_value_info(weights, elem_type, [class_dim]))
-    elif weights is not None:
-        weights_name = fresh()
-        graph.initializer.append(_weights_of(weights_name, weights, elem_type, class_dim))
-        # Before IR 4 an initializer had to be an input too.
-        attached.ir_version = max(attached.ir_version, 4)
-
-    node = loss_node(
+    _require_new(value_names(attached), names)
+    outputs = append_loss(
+        attached,
         logits,
-        labels,
-        gamma,
-        weights=weights_name,
+        labels=labels,
+        gamma=gamma,
+        weights=weights,
         loss=loss,
         grad=grad,
+        axis=axis,
+        labels_dtype=labels_dtype,
+        gamma_dtype=gamma_dtype,
+        gamma_per_row=gamma_per_row,
         reduction=reduction,
         value=value,
         threshold=threshold,
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
     )
-    if axis == -1 and len(dims) > 2:
-        per_row = [
-            labels,
-            *([gamma] if gamma_per_row else []),
-            *([loss] if reduction == "none" else []),
-        ]
-        graph.node.extend(_on_flattened_rows(node, per_row, fresh))
-    else:
-        graph.node.append(node)
-    graph.output.append(_value_info(loss, elem_type, row_dims if reduction == "none" else []))
-    if grad is not None:
-        graph.output.append(_value_info(grad, elem_type, dims))
-    _import_domain(attached)
+    attached.graph.output.extend(outputs)
     if function:
         attached = attach_function(attached)
     _check(attached)
     return attached
 
 
-def _name_of_logits(model: onnx.ModelProto, logits: str | None) -> str:
+def append_loss(
+    model: onnx.ModelProto,
+    logits: str,
+    *,
+    labels: str,
+    gamma: str,
+    weights: ArrayLike | str | None,
+    loss: str,
+    grad: str | None,
+    axis: int,
+    labels_dtype: DTypeLike,
+    gamma_dtype: DTypeLike,
+    gamma_per_row: bool,
+    flat_grad: bool = False,
+    **attributes: Any,
+) -> list[onnx.ValueInfoProto]:
+    """Append the loss to `model` itself: its nodes, the domain, and the inputs that are new.
+
+    With `flat_grad`, the gradient stays [rows, C] where the logits are flattened to it. Returns
+    what `loss` and `grad` are.
+    """
+    graph = model.graph
+    elem_type, dims = _type_of_logits(model, logits)
+    row_dims, class_dim = _split_axis(dims, axis, opset_of(model))
+    flatten = axis == -1 and len(dims) > 2
+    taken = value_names(model)
+    new = {name for name in (labels, gamma, weights, loss, grad) if isinstance(name, str)}
+    fresh = fresh_names(taken | new, loss)
+
+    def append_input(name: str, elem_type: int, dims: Dims) -> None:
+        if name not in taken:
+            graph.input.append(_value_info(name, elem_type, dims))
+
+    append_input(labels, elem_type_of("labels_dtype", labels_dtype, INTEGERS), row_dims)
+    gamma_type = elem_type_of("gamma_dtype", gamma_dtype, FLOATS)
+    append_input(gamma, gamma_type, row_dims if gamma_per_row else [])
+    weights_name = None
+    if isinstance(weights, str):
+        weights_name = weights
+        append_input(weights, elem_type, [class_dim])
+    elif weights is not None:
+        weights_name = fresh()
+        graph.initializer.append(_weights_of(weights_name, weights, elem_type, class_dim))
+        # Before IR 4 an initializer had to be an input too.
+        model.ir_version = max(model.ir_version, 4)
+
+    node = loss_node(
+        logits, labels, gamma, weights=weights_name, loss=loss, grad=grad, **attributes
+    )
+    per_row = attributes.get("reduction") == "none"
+    if flatten:
+        unflat = {labels}
+        unflat |= {gamma} if gamma_per_row else set()
+        unflat |= {loss} if per_row else set()
+        unflat |= {grad} if grad is not None and not flat_grad else set()
+        graph.node.extend(_on_flattened_rows(node, unflat, fresh))
+    else:
+        graph.node.append(node)
+    _import_domain(model)
+    outputs = [_value_info(loss, elem_type, row_dims if per_row else [])]
+    if grad is not None:
+        rows = onnx.TensorShapeProto.Dimension()
+        grad_dims = [rows, class_dim] if flatten and flat_grad else dims
+        outputs.append(_value_info(grad, elem_type, grad_dims))
+    return outputs
+
+
+def name_of_logits(model: onnx.ModelProto, logits: str | None) -> str:
     names: list[str] = [output.name for output in model.graph.output]
     if logits is None:
         if len(names) != 1:
@@ -233,8 +274,8 @@ def _split_axis(dims: Dims, axis: int, opset: int) -> tuple[Dims, Any]:
     return ([*dims[:-1]], dims[-1]) if axis == -1 else ([dims[0], *dims[2:]], dims[1])
 
 
-def _require_new(taken: set[str], names: dict[str, Any]) -> set[str]:
-    """All names, if the new ones are new; `names` are those by argument."""
+def _require_new(taken: set[str], names: dict[str, Any]) -> None:
+    """Raise unless the names, which are here by argument, are new."""
     for argument, name in names.items():
         if not isinstance(name, str):
             raise TypeError(f"{argument} has type {type(name).__name__}, expected str")
@@ -243,10 +284,9 @@ def _require_new(taken: set[str], names: dict[str, Any]) -> set[str]:
                 f"{argument} = {name!r}, expected a name that nothing in the model has"
             )
         taken = taken | {name}
-    return taken
 
 
-def _elem_type(argument: str, dtype: DTypeLike, allowed: list[str]) -> int:
+def elem_type_of(argument: str, dtype: DTypeLike, allowed: list[str]) -> int:
     elem_type: int = onnx.TensorProto.UNDEFINED
     with contextlib.suppress(TypeError, ValueError, KeyError):
         elem_type = int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype or object)))
@@ -284,21 +324,25 @@ def _check(model: onnx.ModelProto) -> None:
 
 
 def _on_flattened_rows(
-    node: onnx.NodeProto, per_row: list[str], fresh: Callable[[], str]
+    node: onnx.NodeProto, unflat: set[str], fresh: Callable[[], str]
 ) -> list[onnx.NodeProto]:
-    """Nodes that do for [..., C] what `node` does for [N, C]; `per_row`: names of what is [...]."""
+    """Nodes that do for [..., C] what `node` does for [N, C].
+
+    `unflat`: names of what has the dimensions [...], and that of the gradient if it is to be
+    [..., C].
+    """
     logits, labels = node.input[:2]
     minus_one = fresh()
     before = [helper.make_node("Constant", [], [minus_one], value_ints=[-1])]
     after = []
     for i, name in enumerate(node.input):
-        if name == logits or name in per_row:
+        if name == logits or name in unflat:
             node.input[i] = fresh()
-            flat = [name, minus_one] if name in per_row else [name]
-            make = {"op_type": "Reshape"} if name in per_row else {"op_type": "Flatten", "axis": -1}
+            flat = [name, minus_one] if name in unflat else [name]
+            make = {"op_type": "Reshape"} if name in unflat else {"op_type": "Flatten", "axis": -1}
             before.append(helper.make_node(inputs=flat, outputs=[node.input[i]], **make))
     for i, (name, like) in enumerate(zip(node.output, (labels, logits), strict=False)):
-        if i == 1 or name in per_row:
+        if name in unflat:
             node.output[i], shape = fresh(), fresh()
             after.append(helper.make_node("Shape", [like], [shape]))
             after.append(helper.make_node("Reshape", [node.output[i], shape], [name], allowzero=1))

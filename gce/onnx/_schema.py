@@ -9,10 +9,11 @@ from onnx import TensorProto, defs
 
 from gce._onnx_library import DOMAIN, OP_TYPE
 
-__all__ = ["VERSION", "register_schema"]
+__all__ = ["FLOATS", "INTEGERS", "VERSION", "register_schema", "tensor_type_name"]
 
 VERSION = 1
 FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
+INTEGERS = ["tensor(int64)", "tensor(int32)"]
 
 _DOC = """The gamma-cross-entropy of scores and labels, and its gradient.
 
@@ -36,7 +37,7 @@ _OUTPUTS = [
 ]
 _TYPES = [
     ("T", FLOATS, "scores, weights and outputs"),
-    ("I", ["tensor(int32)", "tensor(int64)"], "labels"),
+    ("I", INTEGERS, "labels"),
     ("G", FLOATS, "gamma, of any of these types"),
 ]
 

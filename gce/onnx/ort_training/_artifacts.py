@@ -1,0 +1,192 @@
+"""What `onnxruntime.training` makes of a forward model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import onnx
+
+from gce._onnx_library import library_path, register
+from gce.onnx.ort_training._prepare import prepare_model
+from gce.onnx.ort_training._runtime import MAX_IR_VERSION, artifacts, onnxblock, onnxruntime
+
+__all__ = ["generate_artifacts", "session_options"]
+
+
+def session_options(options: Any = None) -> Any:
+    """Make session options with which a ``Module`` and its ``Optimizer`` know the loss.
+
+    Parameters
+    ----------
+    options : onnxruntime.SessionOptions, optional
+        Options to add the operator to. By default new ones.
+
+    Returns
+    -------
+    onnxruntime.SessionOptions
+
+    Examples
+    --------
+    >>> from gce.onnx import ort_training
+    >>> options = ort_training.session_options()
+    >>> options.intra_op_num_threads = 2
+    """
+    return register(onnxruntime.SessionOptions() if options is None else options)
+
+
+def generate_artifacts(
+    model: onnx.ModelProto | str | os.PathLike[str],
+    requires_grad: Iterable[str],
+    *,
+    loss: Any,
+    optimizer: Any = None,
+    **options: Any,
+) -> None:
+    """Write training, evaluation and optimizer model and the checkpoint of a forward model.
+
+    It is ``onnxruntime.training.artifacts.generate_artifacts`` with `prepare_model`, with the
+    operator's library, and with an optimizer model that the runtime can read whatever onnx wrote
+    it.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto or path
+        The forward model, up to 2 GiB.
+    requires_grad : iterable of str
+        The parameters to train, by the names of their initializers.
+    loss : onnxblock.Block or LossType
+        `GammaCrossEntropyLoss`, or a block that uses it.
+    optimizer : OptimType or onnxblock.Block, optional
+        Without it no optimizer model is written.
+    **options
+        ``artifact_directory``, ``frozen_params``, ``loss_input_names`` (which outputs the loss
+        takes; by default all of them), ``additional_output_names``, ``prefix``, ``ort_format``,
+        ``nominal_checkpoint``: as in ONNX Runtime.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A model or option that is not as said above; a parameter that the model does not have; what
+        `GammaCrossEntropyLoss.build` raises.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from gce.onnx import ort_training
+    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> from onnxruntime.training import artifacts
+    >>> from onnxruntime.training.api import CheckpointState, Module, Optimizer
+    >>> forward = helper.make_model(
+    ...     helper.make_graph(
+    ...         [helper.make_node("MatMul", ["x", "W"], ["logits"])],
+    ...         "linear",
+    ...         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+    ...         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+    ...         [numpy_helper.from_array(np.ones((4, 3), np.float32), "W")]),
+    ...     opset_imports=[helper.make_opsetid("", 17)])
+    >>> folder = tempfile.mkdtemp()
+    >>> ort_training.generate_artifacts(
+    ...     forward,
+    ...     ["W"],
+    ...     loss=ort_training.GammaCrossEntropyLoss(),
+    ...     optimizer=artifacts.OptimType.AdamW,
+    ...     artifact_directory=folder)
+    >>> state = CheckpointState.load_checkpoint(f"{folder}/checkpoint")
+    >>> module = Module(
+    ...     f"{folder}/training_model.onnx",
+    ...     state,
+    ...     f"{folder}/eval_model.onnx",
+    ...     session_options=ort_training.session_options())
+    >>> optimizer = Optimizer(f"{folder}/optimizer_model.onnx", module)
+    >>> optimizer.set_learning_rate(0.1)
+    >>> x, labels = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0])
+    >>> for step in range(3):
+    ...     gamma = np.array(0.25 * step)  # an input: it may change at each step
+    ...     print(f"{module(x, labels, gamma):.4f}")
+    ...     optimizer.step()
+    ...     module.lazy_reset_grad()
+    1.0986
+    0.8356
+    0.6770
+    >>> trained = ort_training.export_model(state, forward)
+    """
+    if "custom_op_library" in options:
+        raise TypeError("custom_op_library is given, expected none: it is always that of gce")
+    prepared = prepare_model(model)
+    names = _require_parameters(prepared, "requires_grad", requires_grad)
+    frozen = options.pop("frozen_params", None)
+    if frozen is not None:
+        frozen = _require_parameters(prepared, "frozen_params", frozen)
+    if isinstance(loss, onnxblock.Block):
+        loss = _Scalar(loss)
+    if isinstance(optimizer, artifacts.OptimType):
+        optimizer = getattr(onnxblock.optim, optimizer.name)()
+    if isinstance(optimizer, onnxblock.Block):
+        optimizer = _Readable(optimizer)
+    artifacts.generate_artifacts(
+        prepared,
+        requires_grad=names,
+        frozen_params=frozen,
+        loss=loss,
+        optimizer=optimizer,
+        custom_op_library=library_path(),
+        **options,
+    )
+
+
+class _Scalar(onnxblock.Block):  # type: ignore[misc]  # onnxruntime has no types
+    """A loss of shape [] in place of [1], which onnxblock's constants make of it.
+
+    The gradient that ONNX Runtime starts from has no dimension, and the builder fails where a loss
+    that has one is added to one that has none.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self._loss = loss
+        self._sum = onnxblock.blocks.ReduceSum(keepdims=False)
+
+    def build(self, *names: str) -> Any:
+        built = self._loss(*names)
+        loss, *others = built if isinstance(built, tuple) else (built,)
+        graph = onnx.shape_inference.infer_shapes(self.base).graph
+        for info in (*graph.value_info, *graph.output):
+            dims = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+            if info.name == loss and dims and set(dims) == {1}:
+                loss = self._sum(loss)
+                break
+        return (loss, *others) if others else loss
+
+
+class _Readable(onnxblock.ForwardBlock):  # type: ignore[misc]  # onnxruntime has no types
+    """An optimizer's block whose model has an IR version that the runtime reads.
+
+    onnxblock would write that of the installed onnx.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__()
+        self._optimizer = optimizer
+
+    def build(self, parameters: Any) -> Any:
+        self.base.ir_version = min(self.base.ir_version, MAX_IR_VERSION)
+        return self._optimizer(parameters)
+
+
+def _require_parameters(model: onnx.ModelProto, argument: str, names: Iterable[str]) -> list[str]:
+    """The names, if each is one of an initializer."""
+    if isinstance(names, str):
+        raise TypeError(f"{argument} has type str, expected a list of names")
+    names = list(names)
+    have = [tensor.name for tensor in model.graph.initializer]
+    for name in names:
+        if name not in have:
+            raise ValueError(
+                f"{argument} has {name!r}, expected names of the model's initializers {have} "
+                "(exporters may merge equal parameters and fold operations on them, unless told "
+                "not to)"
+            )
+    return names
