@@ -6,14 +6,17 @@ import argparse
 import dataclasses
 import importlib
 import io
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import gce
-from gce.demo.config import DemoConfig
+from gce.demo.config import TASKS, DemoConfig
 
 __all__ = ["main"]
+
+PACKAGE = "'gamma-ce[demo]'"
 
 
 class CommandError(Exception):
@@ -28,30 +31,55 @@ def positive_int(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    """Parse a number between 0 and 1."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def shown(value: object) -> str:
+    """A default for people."""
+    return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The three commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m gce", description="The gamma-cross-entropy.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{demo,info,bench}")
 
-    full, quick = DemoConfig(), DemoConfig.quick()
-    demo = commands.add_parser("demo", help="train a classifier on digits with wrong labels")
+    demo = commands.add_parser("demo", help="train models on partly wrong data, for several gammas")
     demo.add_argument(
-        "--seeds", type=positive_int, metavar="N", help=f"repetitions (default: {full.seeds})"
+        "--task", choices=TASKS, default=TASKS[0], help="what is learnt (default: %(default)s)"
     )
-    demo.add_argument(
-        "--epochs", type=positive_int, metavar="N", help=f"passes (default: {full.epochs})"
-    )
+    tasks = [DemoConfig.of(task) for task in TASKS]
+    numbers = {
+        "seeds": (positive_int, "repetitions"),
+        "epochs": (positive_int, "passes over the training data"),
+        "noise": (share, "shares of the training data that are made wrong"),
+        "gammas": (share, "constant values of gamma; one more run lets it rise from 0 to 1"),
+        "thresholds": (share, "lower bounds on the weight of the gradient"),
+    }
+    for name, (kind, text) in numbers.items():
+        several = kind is share
+        defaults = "; ".join(f"{task.task}: {shown(getattr(task, name))}" for task in tasks)
+        demo.add_argument(
+            f"--{name}",
+            type=kind,
+            nargs="+" if several else None,
+            metavar="X" if several else "N",
+            help=f"{text} (default: {defaults})",
+        )
     demo.add_argument(
         "--output",
         type=Path,
-        metavar="PATH",
-        default=full.output,
-        help="the PNG of reliability diagrams (default: %(default)s)",
+        metavar="DIRECTORY",
+        default=tasks[0].output,
+        help="where the figures (JSON) and the pictures (PNG) go (default: %(default)s)",
     )
     demo.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"only {quick.seeds} seeds and {quick.epochs} epochs, unless given",
+        "--quick", action="store_true", help="a run of seconds, unless other numbers are given"
     )
 
     commands.add_parser("info", help="show the versions, instruction sets and threads in use")
@@ -60,18 +88,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_demo(arguments: argparse.Namespace) -> int:
-    """Train, print the table and write the diagrams."""
-    base = DemoConfig.quick() if arguments.quick else DemoConfig()
+def run_demo(arguments: argparse.Namespace, command: str) -> int:
+    """Train, print the table and write figures and pictures; `command` is said in them."""
+    names = ("seeds", "epochs", "noise", "gammas", "thresholds")
+    given = {name: getattr(arguments, name) for name in names}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
     config = dataclasses.replace(
-        base,
-        seeds=arguments.seeds or base.seeds,
-        epochs=arguments.epochs or base.epochs,
-        output=arguments.output,
+        DemoConfig.of(arguments.task, arguments.quick), output=arguments.output, **given
     )
     # Now, and not after a minute of training.
-    if config.output.is_dir() or not config.output.absolute().parent.is_dir():
-        raise CommandError(f"--output {config.output}: not a file in a directory that exists")
+    if config.output.exists() and not config.output.is_dir():
+        raise CommandError(f"--output {config.output}: not a directory")
+    if not config.output.absolute().parent.is_dir():
+        raise CommandError(f"--output {config.output}: not in a directory that exists")
     try:
         from gce.demo.run import run
     except ModuleNotFoundError as error:
@@ -79,13 +108,14 @@ def run_demo(arguments: argparse.Namespace) -> int:
         if missing == "gce":
             raise
         raise CommandError(
-            f"the demo needs {missing}, which is not installed: pip install 'gamma-ce[demo]'"
+            f"the demo needs {missing}, which is not installed: pip install "
+            f"{'onnxruntime' if missing == 'onnxruntime' else PACKAGE}"
         ) from error
-    run(config)
+    run(config, command=command)
     return 0
 
 
-def run_info(arguments: argparse.Namespace) -> int:
+def run_info() -> int:
     """Print `gce.show_config`."""
     try:
         gce.show_config()
@@ -130,7 +160,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "bench":
             return run_bench(rest)
-        return {"demo": run_demo, "info": run_info}[arguments.command](arguments)
+        if arguments.command == "demo":
+            words = sys.argv[1:] if argv is None else argv
+            return run_demo(arguments, shlex.join(["python", "-m", "gce", *words]))
+        return run_info()
     except CommandError as error:
         print(f"python -m gce {arguments.command}: {error}", file=sys.stderr)
         return 2

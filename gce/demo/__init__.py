@@ -1,9 +1,11 @@
-"""A real classifier trained with this loss: ``python -m gce demo``.
+"""What γ does, shown by training: ``python -m gce demo``.
 
-The digits of scikit-learn, 40 % of whose training labels are wrong, are learnt by a small network
-in plain numpy whose loss and gradient are `gce.loss_and_grad`, once for each γ and once with γ
-annealed from 0 to 1. `gce.demo.run.run` does it all; it needs the extra ``gamma-ce[demo]``. This
-package itself imports nothing beyond `DemoConfig`: the command line shows its help without it.
+Two tasks whose training labels are partly wrong: the digits of scikit-learn, learnt by a small
+network, and the words of a book, learnt by a small transformer. Each is trained by
+`gce.onnx.training.Trainer` on ONNX Runtime for every γ of a grid, with and without a threshold, and
+with γ annealed from 0 to 1, and tested on clean data. `gce.demo.run.run` does it all; it needs the
+extra ``gamma-ce[demo]`` and onnxruntime. This package itself imports nothing beyond `DemoConfig`:
+the command line shows its help without it.
 """
 
 from gce.demo.config import DemoConfig

@@ -1,131 +1,186 @@
-"""The table of figures and the reliability diagrams."""
+"""The figures of the runs: a table, and all of them as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+import onnx
+import onnxruntime
 from rich import box
 from rich.table import Table
 
+import gce
 from gce.demo.calibration import reliability
-from gce.demo.train import Outcome
+from gce.demo.config import DemoConfig
+from gce.demo.train import Outcome, Variant
 
-__all__ = ["METRICS", "Metric", "figures", "results_table", "save_diagrams", "summary"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Run",
+    "figures",
+    "means",
+    "results_table",
+    "summary",
+    "write_json",
+]
 
-Outcomes = Mapping[str, Sequence[Outcome]]
+
+@dataclass(frozen=True)
+class Run:
+    """One variant at one share of noise, and its outcome for each seed."""
+
+    noise: float
+    variant: Variant
+    outcomes: Sequence[Outcome]
+
+
+Values: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the table: its heading, its unit and digits, and which end of it is the good one.
+    """A column of the table: its heading, its unit and form, and which end of it is the good one.
 
     `better` is ``max``, ``min``, or None where neither end is good in itself.
     """
 
     heading: str
     scale: float
-    digits: int
+    form: str
     better: str | None
 
+    def text(self, values: Values) -> str:
+        """``mean±standard deviation`` over seeds; the mean alone if there is one seed."""
+        if np.isnan(values).all():
+            return "-"
+        mean = format(self.scale * values.mean(), self.form)
+        if values.size == 1:
+            return mean
+        return f"{mean}±{format(self.scale * values.std(ddof=1), self.form)}"
 
+
+# In a terminal of 80 columns the table just fits.
 METRICS = {
-    "accuracy": Metric("accuracy\n%", 100.0, 1, "max"),
-    "confidence": Metric("mean\nconfidence %", 100.0, 1, None),
-    "calibration error": Metric("calibration\nerror %", 100.0, 1, "min"),
-    "negative log-likelihood": Metric("negative log-\nlikelihood", 1.0, 3, "min"),
-    "wrong labels learnt": Metric("wrong labels\nlearnt %", 100.0, 1, None),
+    "accuracy": Metric("accuracy\n%", 100.0, ".1f", "max"),
+    "negative log-likelihood": Metric("negative log-\nlikelihood", 1.0, ".2f", "min"),
+    "perplexity": Metric("\nperplexity", 1.0, ".3g", "min"),
+    "calibration error": Metric("calibration\nerror %", 100.0, ".1f", "min"),
+    "confidence when wrong": Metric("confidence\nif wrong %", 100.0, ".1f", "min"),
+    "wrong targets learnt": Metric("wrong\nlearnt %", 100.0, ".1f", None),
 }
 
 
 def figures(outcome: Outcome, bins: int) -> dict[str, float]:
-    """The figures of one run, under the keys of `METRICS`."""
+    """The figures of one model, under the keys of `METRICS`."""
+    wrong = outcome.confidence[~outcome.correct]
     return {
         "accuracy": float(outcome.correct.mean()),
-        "confidence": float(outcome.confidence.mean()),
-        "calibration error": reliability(outcome.confidence, outcome.correct, bins).error,
         "negative log-likelihood": outcome.negative_log_likelihood,
-        "wrong labels learnt": outcome.memorised,
+        "perplexity": math.exp(outcome.negative_log_likelihood),
+        "calibration error": reliability(outcome.confidence, outcome.correct, bins).error,
+        "confidence when wrong": float(wrong.mean()) if wrong.size else float("nan"),
+        "wrong targets learnt": outcome.memorised,
     }
 
 
-def collect(outcomes: Outcomes, bins: int) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
-    """Figures by the name of the run and the metric, an array over seeds each."""
-    runs = {name: [figures(one, bins) for one in seeds] for name, seeds in outcomes.items()}
-    return {
-        name: {metric: np.array([one[metric] for one in seeds]) for metric in METRICS}
-        for name, seeds in runs.items()
-    }
+def means(run: Run, bins: int) -> dict[str, Values]:
+    """The figures of a run by metric, an array over seeds each."""
+    each = [figures(outcome, bins) for outcome in run.outcomes]
+    return {metric: np.array([one[metric] for one in each]) for metric in METRICS}
 
 
-def format_figure(values: npt.NDArray[np.float64], metric: Metric) -> str:
-    """``mean ± standard deviation`` over seeds; the mean alone if there is one seed."""
-    mean = f"{metric.scale * values.mean():.{metric.digits}f}"
-    if values.size == 1:
-        return mean
-    return f"{mean} ± {metric.scale * values.std(ddof=1):.{metric.digits}f}"
-
-
-def results_table(outcomes: Outcomes, bins: int) -> Table:
-    """One row for each run, one column for each of `METRICS`."""
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True)  # no wider than 80 columns
-    table.add_column("gamma", no_wrap=True)
-    for metric in METRICS.values():
+def results_table(runs: Sequence[Run], bins: int, without: str) -> Table:
+    """One row for each run, one column for each of `METRICS` but one, as they would be too many."""
+    shown = {key: metric for key, metric in METRICS.items() if key != without}
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for heading in ("wrong", "gamma", "b"):
+        table.add_column(heading, no_wrap=True)
+    for metric in shown.values():
         table.add_column(metric.heading, justify="right", no_wrap=True)
-    for name, row in collect(outcomes, bins).items():
-        cells = (format_figure(row[key], metric) for key, metric in METRICS.items())
-        table.add_row(name, *cells)
+    for before, run in zip([None, *runs], runs, strict=False):
+        if before is not None and before.noise != run.noise:
+            table.add_section()
+        row = means(run, bins)
+        cells = (metric.text(row[key]) for key, metric in shown.items())
+        variant = run.variant
+        table.add_row(f"{run.noise:.0%}", variant.gamma_text, f"{variant.threshold:g}", *cells)
     return table
 
 
-def summary(outcomes: Outcomes, bins: int) -> str:
-    """Which run has the best mean of each metric that has a good end."""
-    rows = collect(outcomes, bins)
+def summary(runs: Sequence[Run], bins: int) -> str:
+    """Which run has the best mean of each metric that has a good end, for each share of noise."""
     lines = []
-    for key, metric in METRICS.items():
-        if metric.better is not None:
-            means = {name: float(row[key].mean()) for name, row in rows.items()}
-            best = (max if metric.better == "max" else min)(means.values())
-            names = ", ".join(f"gamma {name}" for name, mean in means.items() if mean == best)
-            word = "highest" if metric.better == "max" else "lowest"
-            lines.append(f"{word} mean {key}: {names}")
+    for noise in dict.fromkeys(run.noise for run in runs):
+        rows = {run.variant: means(run, bins) for run in runs if run.noise == noise}
+        best = []
+        for key, metric in METRICS.items():
+            if metric.better is None:
+                continue
+            by_variant = {variant: float(row[key].mean()) for variant, row in rows.items()}
+            known = {variant: mean for variant, mean in by_variant.items() if mean == mean}
+            if not known:
+                continue
+            end = (max if metric.better == "max" else min)(known.values())
+            names = " and ".join(describe(v) for v, mean in known.items() if mean == end)
+            best.append(f"{key}: {names}")
+        lines.append(f"best at {noise:.0%} wrong: " + "; ".join(best))
     return "\n".join(lines)
 
 
-def draw_diagram(axes: Axes, name: str, outcomes: Sequence[Outcome], bins: int) -> None:
-    """Reliability of one variant, all seeds pooled."""
-    confidence = np.concatenate([outcome.confidence for outcome in outcomes])
-    correct = np.concatenate([outcome.correct for outcome in outcomes])
-    curve = reliability(confidence, correct, bins)
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
-    axes.bar(curve.centre, curve.share, 1 / bins, color="0.85", label="share of answers")
-    axes.vlines(curve.confidence, curve.accuracy, curve.confidence, color="tab:red", label="gap")
-    axes.plot(curve.confidence, curve.accuracy, "o-", markersize=4, label="accuracy")
-    axes.set_title(
-        f"gamma {name}: calibration error, pooled, {100 * curve.error:.1f} %", fontsize=9
-    )
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+def describe(variant: Variant) -> str:
+    """``gamma 0.1, b 0.2``."""
+    return f"gamma {variant.gamma_text}, b {variant.threshold:g}"
 
 
-def save_diagrams(outcomes: Outcomes, bins: int, path: Path) -> None:
-    """Write the reliability diagrams, a panel for each run, as a PNG."""
-    columns = 3
-    rows = -(-len(outcomes) // columns)
-    layout = ConstrainedLayoutEngine(wspace=0.05)
-    figure = Figure(figsize=(3.6 * columns, 3.6 * rows + 0.6), layout=layout)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(outcomes) :]:
-        axes.set_visible(False)
-    for axes, (name, runs) in zip(grid.flat, outcomes.items(), strict=False):
-        draw_diagram(axes, name, runs, bins)
-    figure.supxlabel("confidence in the answer given (all seeds pooled)")
-    figure.supylabel("accuracy on clean test data; share of answers")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False)
-    figure.savefig(path, format="png", dpi=150)
+def write_json(runs: Sequence[Run], config: DemoConfig, command: str, path: Path) -> None:
+    """Write every figure of every seed, and the reliability of each run, all seeds together."""
+    document: dict[str, Any] = {
+        "command": command,
+        "config": {**asdict(config), "output": str(config.output)},
+        "versions": {
+            "gce": gce.__version__,
+            "numpy": np.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+        "runs": [as_json(run, config.bins) for run in runs],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def as_json(run: Run, bins: int) -> dict[str, Any]:
+    """One run."""
+    curve = pooled(run, bins)
+    return {
+        "noise": run.noise,
+        "gamma": run.variant.gamma_text,
+        "threshold": run.variant.threshold,
+        "metrics": {key: without_nan(values) for key, values in means(run, bins).items()},
+        "reliability": {
+            key: [round(float(value), 6) for value in getattr(curve, key)]
+            for key in ("confidence", "accuracy", "share")
+        },
+    }
+
+
+def without_nan(values: Values) -> list[float | None]:
+    """Numbers as JSON has them: six digits, null for NaN."""
+    return [None if value != value else float(f"{value:.6g}") for value in values]
+
+
+def pooled(run: Run, bins: int) -> Any:
+    """Reliability of a run, all seeds together."""
+    confidence = np.concatenate([outcome.confidence for outcome in run.outcomes])
+    correct = np.concatenate([outcome.correct for outcome in run.outcomes])
+    return reliability(confidence, correct, bins)
