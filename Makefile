@@ -51,7 +51,8 @@ test-onnxruntime-%: $(VENV)-onnxruntime-%/.ready $(VENV)/.native
 TRAINING_TESTS := tests/ort_training
 ifneq ($(TRAINS),)
 test-ort-training: $(VENV)-ort-training/.ready $(VENV)/.native
-	$(VENV)-ort-training/bin/python -m pytest $(TRAINING_TESTS) $(PYTEST_ARGS)
+	GCE_STOCK_PYTHON='$(abspath $(BIN)/python)' \
+	  $(VENV)-ort-training/bin/python -m pytest $(TRAINING_TESTS) $(PYTEST_ARGS)
 else
 test-ort-training:
 	@echo 'SKIPPED $(TRAINING_TESTS): the training release of onnxruntime has no wheel for this Python' \
