@@ -14,13 +14,14 @@ TRAINS := $(shell $(PYTHON) -c 'import platform, sys; print("yes" if sys.version
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench check build tidy format dist clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-training check build tidy format dist clean
 
 help:
-	@echo 'make demo    train classifiers on noisy labels with this loss: a table, reliability diagrams'
+	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k name" selects)'
 	@echo 'make test-matrix  the ONNX operator with onnxruntime $(ORT_VERSIONS) and the newest'
 	@echo 'make bench   the benchmarks (BENCH_ARGS="..." is passed on)'
+	@echo 'make bench-training  a training step on both runtimes and in PyTorch'
 	@echo 'make check   formatters, linters, type checkers, the typed stub'
 	@echo 'make format  rewrite files as the formatters want them'
 	@echo 'make build   compile what changed, in place'
@@ -62,6 +63,10 @@ endif
 bench: $(VENV)/.bench $(VENV)/.native
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+bench-training: $(VENV)/.bench $(VENV)/.native $(if $(TRAINS),$(VENV)-ort-training/.ready)
+	$(BIN)/python -m benchmarks.training $(BENCH_ARGS) \
+	  $(if $(TRAINS),--training-python '$(abspath $(VENV))-ort-training/bin/python')
+
 build: $(VENV)/.native
 
 dist: $(VENV)/.dev
@@ -91,7 +96,7 @@ $(VENV)/.native: $(NATIVE) | $(VENV)/.build
 	@touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/.native
-	$(PIP) install --no-build-isolation --editable '.[demo]'
+	$(PIP) install --no-build-isolation --editable '.[demo]' 'onnxruntime>=1.23'
 	@touch $@
 
 $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/.demo

@@ -102,7 +102,9 @@ def run_demo(arguments: argparse.Namespace, command: str) -> int:
     if not config.output.absolute().parent.is_dir():
         raise CommandError(f"--output {config.output}: not in a directory that exists")
     try:
-        from gce.demo.run import run
+        from gce.demo.run import problem_of, run
+
+        problem_of(config.task)  # imports what its data come from
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing == "gce":

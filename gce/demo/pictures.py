@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from gce.demo.report import METRICS, Metric, Run, means, pooled
+from gce.demo.report import METRICS, Metric, Run, means, over_seeds, pooled
 
 __all__ = ["save_diagrams", "save_metrics"]
 
@@ -49,14 +49,17 @@ def draw_metric(axes: Axes, runs: Sequence[Run], bins: int, key: str, metric: Me
             ]  # fmt: skip
             x = [places[run.variant.gamma_text] for run in line]
             values = [metric.scale * means(run, bins)[key] for run in line]
-            mean = np.array([v.mean() for v in values])
-            spread = [v.std(ddof=1) if v.size > 1 else 0.0 for v in values]
+            mean, spread = np.array([over_seeds(v) for v in values]).T
             extremes += list(mean[~np.isnan(mean)])
             style = "-" if threshold == thresholds[0] else "--"
-            axes.errorbar(
-                x, mean, spread, color=f"C{color}", linestyle=style, marker="o", markersize=3.5,
-                capsize=2, linewidth=1.2, label=f"{noise:.0%} wrong, b = {threshold:g}",
-            )  # fmt: skip
+            label = f"{noise:.0%} wrong, b = {threshold:g}"
+            for rises in (False, True):  # no line leads from the constants to what rises
+                part = [i for i, run in enumerate(line) if (run.variant.gamma is None) == rises]
+                axes.errorbar(
+                    [x[i] for i in part], mean[part], spread[part],
+                    color=f"C{color}", linestyle=style, marker="D" if rises else "o",
+                    markersize=3.5, capsize=2, linewidth=1.2, label=None if rises else label,
+                )  # fmt: skip
     if extremes and min(extremes) > 0 and max(extremes) > LOGARITHMIC * min(extremes):
         axes.set_yscale("log")
     axes.set_xticks(list(places.values()), list(places))

@@ -28,6 +28,7 @@ __all__ = [
     "Run",
     "figures",
     "means",
+    "over_seeds",
     "results_table",
     "summary",
     "write_json",
@@ -60,12 +61,18 @@ class Metric:
 
     def text(self, values: Values) -> str:
         """``mean±standard deviation`` over seeds; the mean alone if there is one seed."""
+        mean, spread = (format(self.scale * value, self.form) for value in over_seeds(values))
         if np.isnan(values).all():
             return "-"
-        mean = format(self.scale * values.mean(), self.form)
-        if values.size == 1:
-            return mean
-        return f"{mean}±{format(self.scale * values.std(ddof=1), self.form)}"
+        return mean if values.size == 1 else f"{mean}±{spread}"
+
+
+def over_seeds(values: Values) -> tuple[float, float]:
+    """Mean and sample standard deviation over the seeds that have a figure; NaN if none has."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return math.nan, math.nan
+    return float(known.mean()), float(known.std(ddof=1)) if known.size > 1 else 0.0
 
 
 # In a terminal of 80 columns the table just fits.
@@ -82,12 +89,13 @@ METRICS = {
 def figures(outcome: Outcome, bins: int) -> dict[str, float]:
     """The figures of one model, under the keys of `METRICS`."""
     wrong = outcome.confidence[~outcome.correct]
+    loss = outcome.negative_log_likelihood
     return {
         "accuracy": float(outcome.correct.mean()),
-        "negative log-likelihood": outcome.negative_log_likelihood,
-        "perplexity": math.exp(outcome.negative_log_likelihood),
+        "negative log-likelihood": loss,
+        "perplexity": math.exp(min(loss, 300.0)),  # beyond, its square overflows in the spread
         "calibration error": reliability(outcome.confidence, outcome.correct, bins).error,
-        "confidence when wrong": float(wrong.mean()) if wrong.size else float("nan"),
+        "confidence when wrong": float(wrong.mean()) if wrong.size else math.nan,
         "wrong targets learnt": outcome.memorised,
     }
 
@@ -101,7 +109,7 @@ def means(run: Run, bins: int) -> dict[str, Values]:
 def results_table(runs: Sequence[Run], bins: int, without: str) -> Table:
     """One row for each run, one column for each of `METRICS` but one, as they would be too many."""
     shown = {key: metric for key, metric in METRICS.items() if key != without}
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     for heading in ("wrong", "gamma", "b"):
         table.add_column(heading, no_wrap=True)
     for metric in shown.values():
@@ -125,7 +133,7 @@ def summary(runs: Sequence[Run], bins: int) -> str:
         for key, metric in METRICS.items():
             if metric.better is None:
                 continue
-            by_variant = {variant: float(row[key].mean()) for variant, row in rows.items()}
+            by_variant = {variant: over_seeds(row[key])[0] for variant, row in rows.items()}
             known = {variant: mean for variant, mean in by_variant.items() if mean == mean}
             if not known:
                 continue

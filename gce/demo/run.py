@@ -97,7 +97,7 @@ def run(config: DemoConfig, console: Console | None = None, command: str = "") -
     """
     console = console or Console(highlight=False)
     config.output.mkdir(parents=True, exist_ok=True)
-    data = problem_of(config.task)(config, config.noise[-1], 0)
+    data = problem_of(config.task)(config, max(config.noise), 0)
     console.print(
         f"{config.task}: {len(data.train.inputs)} training examples, of whose targets up to "
         f"{data.wrong.mean():.0%} are wrong; {len(data.test.inputs)} clean test examples.\n"
@@ -116,5 +116,5 @@ def run(config: DemoConfig, console: Console | None = None, command: str = "") -
     pictures.save_metrics(runs, config.bins, paths[1])
     pictures.save_diagrams(runs, config.bins, paths[2])
     for path in paths:
-        console.print(f"written: {path}", soft_wrap=True)
+        console.print(f"written: {path}", soft_wrap=True, markup=False)
     return runs

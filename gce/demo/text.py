@@ -7,6 +7,7 @@ small causal transformer with pre-normalization reads windows of the lines in a 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ def transformer(classes: int, rng: np.random.Generator) -> onnx.ModelProto:
     return forward_model(graph + TAIL.format(layers=LAYERS), weights)
 
 
+@functools.cache
 def lines_of_words() -> list[list[str]]:
     """The verses in order, as words and marks in lower case, each with its end."""
     content: str = bible.scripture_content

@@ -1,6 +1,6 @@
-"""Forward models as other people's exporters write them: PyTorch's, old and new, and scikit-learn's.
+"""Forward models as other people's exporters write them.
 
-`EXPORTED` has the PyTorch modules by name, with what feeds them; `export` makes an ONNX model of one.
+`EXPORTED` has PyTorch modules by name, with what feeds them; `export` makes an ONNX model of one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ def mlp() -> nn.Module:
 def cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
-
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4),
@@ -83,17 +82,96 @@ class Transformer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """PyTorch's own transformer layer, behind an embedding, read at the first position."""
+    """PyTorch's own transformer, behind an embedding, read at the first position.
 
-    def __init__(self) -> None:
+    Its layers are copies, which begin equal, and so do all its normalizations and most biases.
+    """
+
+    def __init__(self, zero_biases: bool = False) -> None:
         super().__init__()
         self.tokens = nn.Embedding(VOCABULARY, 16)
         layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(16, 6)
+        if not zero_biases:  # the newer exporter drops those of Linear
+            for name, parameter in self.layers.named_parameters():
+                if name.endswith("bias") and not parameter.any():
+                    nn.init.constant_(parameter, 0.01)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.head(self.layers(self.tokens(tokens))[:, 0])
+
+
+class Recurrent(nn.Module):
+    """An LSTM, read at the last position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 8)
+        self.layer = nn.LSTM(8, 12, batch_first=True)
+        self.head = nn.Linear(12, 6)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(self.tokens(tokens))[0][:, -1])
+
+
+class Segmentation(nn.Module):
+    """A small U-net: a class for each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 6, 3, padding=1)
+        self.inner = nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect")
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.side = nn.Conv2d(8, 2, 1)
+        self.head = nn.Conv2d(14, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outer = self.down(x).relu()
+        inner = self.inner(nn.functional.avg_pool2d(outer, 2)).tanh()
+        side = nn.functional.interpolate(self.side(inner), scale_factor=2.0, mode="bilinear")
+        return self.head(torch.cat([outer, self.up(inner), side], dim=1))
+
+
+class Patches(nn.Module):
+    """A vision transformer: patches and a class token, which is repeated over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.token = nn.Parameter(0.02 * torch.randn(1, 1, 16))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 5, 16))
+        self.block = Block(16, 2)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.repeat(x.shape[0], 1, 1), patches], dim=1)
+        return self.head(self.block(tokens + self.positions)[:, 0])
+
+
+def normalized() -> nn.Module:
+    """Normalizations with statistics: behind convolutions, where exporters fold them, and before.
+
+    They are folded here too, as it is the folded weights that are trained.
+    """
+    model = nn.Sequential(
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 6, 3, stride=2, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48, 5),
+    )
+    model(torch.randn(64, 3, 11, 9) * 2 + 1)
+    model.eval()
+    for i in (1, 4):
+        model[i] = nn.utils.fusion.fuse_conv_bn_eval(model[i], model[i + 1])
+        model[i + 1] = nn.Identity()
+    return model.requires_grad_()
 
 
 def floats(*shape: int) -> Callable[[np.random.Generator, int], np.ndarray[Any, Any]]:
@@ -106,27 +184,37 @@ def tokens(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Exported:
-    """A module, how to feed it, and the shape of its logits without the batch."""
+    """A module, how to feed it, the shape of its logits without the batch, and their class axis."""
 
     make: Callable[[], nn.Module]
     inputs: Callable[[np.random.Generator, int], np.ndarray[Any, Any]]
     logits: tuple[int, ...]
+    axis: int = 1
 
-    @property
-    def axis(self) -> int:
-        return -1 if len(self.logits) > 1 else 1
+    def labels(self, rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
+        sizes = list(self.logits)
+        classes = sizes.pop(0 if self.axis == 1 else -1)
+        return rng.integers(0, classes, (batch, *sizes))
 
 
 EXPORTED = {
     "mlp": Exported(mlp, floats(12), (9,)),
-    "cnn": Exported(cnn, floats(3, 10, 10), (5,)),
-    "transformer": Exported(Transformer, tokens, (LENGTH, VOCABULARY)),
+    "cnn": Exported(cnn, floats(3, 13, 11), (5,)),
+    "normalized": Exported(normalized, floats(3, 11, 9), (5,)),
+    "transformer": Exported(Transformer, tokens, (LENGTH, VOCABULARY), axis=-1),
     "encoder": Exported(Encoder, tokens, (6,)),
+    "recurrent": Exported(Recurrent, tokens, (6,)),
+    "segmentation": Exported(Segmentation, floats(3, 8, 6), (4, 8, 6)),
+    "patches": Exported(Patches, floats(3, 8, 8), (5,)),
 }
 
 
 def export(
-    module: nn.Module, inputs: np.ndarray[Any, Any], dynamo: bool, opset: int | None = None
+    module: nn.Module,
+    inputs: np.ndarray[Any, Any],
+    dynamo: bool,
+    opset: int | None = None,
+    optimize: bool = True,
 ) -> onnx.ModelProto:
     """The module in inference mode, for any batch, with input "x" and output "logits"."""
     module.eval()
@@ -138,13 +226,44 @@ def export(
             batch = torch.export.Dim("batch", min=2)
             program = torch.onnx.export(
                 module, (torch.from_numpy(inputs),), dynamo=True, input_names=["x"],
-                output_names=["logits"], dynamic_shapes=({0: batch},), verbose=False, **options,
+                output_names=["logits"], dynamic_shapes=({0: batch},), verbose=False,
+                optimize=optimize, **options,
             )  # fmt: skip
             assert program is not None
             return program.model_proto
         torch.onnx.export(
             module, (torch.from_numpy(inputs),), file, dynamo=False, input_names=["x"],
             output_names=["logits"], dynamic_axes={"x": {0: "batch"}, "logits": {0: "batch"}},
-            do_constant_folding=True, **options,
+            do_constant_folding=optimize, **options,
         )  # fmt: skip
     return onnx.load_from_string(file.getvalue())
+
+
+def composed_loss(
+    logits: torch.Tensor,
+    labels: np.ndarray[Any, Any],
+    gamma: float,
+    *,
+    axis: int = 1,
+    weights: np.ndarray[Any, Any] | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """The loss made of PyTorch's own functions: -log(γ + (1 - γ) p) / (1 - γ), and what goes on."""
+    log_q = logits.movedim(axis, -1).flatten(0, -2).log_softmax(-1)
+    flat = torch.from_numpy(labels.reshape(-1))
+    counted = torch.ones_like(flat) if ignore_index is None else (flat != ignore_index).long()
+    flat = flat * counted
+    log_p = log_q.gather(1, flat[:, None])[:, 0]
+    if gamma == 0:
+        row = -log_p
+    elif gamma == 1:
+        row = 1 - log_p.exp()
+    else:
+        row = -torch.log(gamma + (1 - gamma) * log_p.exp()) / (1 - gamma)
+    c = torch.ones(log_q.shape[1]) if weights is None else torch.from_numpy(weights)
+    smooth = (c * -log_q).sum(1) * label_smoothing / log_q.shape[1]
+    row = (1 - label_smoothing) * c[flat] * row + smooth
+    total = (row * counted).sum()
+    return total if reduction == "sum" else total / (c[flat] * counted).sum()

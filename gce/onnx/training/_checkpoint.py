@@ -84,12 +84,16 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, npt.NDArray[Any]], dic
             with np.load(file, allow_pickle=False) as archive:
                 header = json.loads(archive["header"].tobytes().decode())
                 if header["format"] != FORMAT:
-                    raise ValueError("it is no checkpoint of a training")
+                    raise ValueError(f"its format is {header['format']!r}")
                 if header["version"] == VERSION:
                     names = header["names"]
                     arrays = {name: archive[f"array_{i}"] for i, name in enumerate(names)}
+        except MemoryError:
+            raise
         except Exception as error:  # whatever the readers of zip, npy and JSON make of it
-            raise CheckpointError(f"{os.fspath(path)} is damaged: {error}") from error
+            raise CheckpointError(
+                f"{os.fspath(path)} is damaged, or no checkpoint: {error}"
+            ) from error
     if header["version"] != VERSION:
         raise CheckpointError(
             f"{os.fspath(path)} has version {header['version']}, expected {VERSION}"
@@ -98,9 +102,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, npt.NDArray[Any]], dic
 
 
 def require_same(path: str | os.PathLike[str], where: str, found: Any, expected: Any) -> None:
-    """Raise a CheckpointError that names the first difference of two values from JSON."""
+    """Raise a CheckpointError that names the first difference, in the order of `expected`."""
     if isinstance(found, dict) and isinstance(expected, dict):
-        for key in sorted({*found, *expected}):
+        for key in (*expected, *sorted(found.keys() - expected.keys())):
             inner = f"{where}.{key}" if where else key
             require_same(path, inner, found.get(key), expected.get(key))
     elif found != expected:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,20 +12,16 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
+from gce.onnx._graphs import bodies_of
 from gce.onnx.training._graph import Forward
+from gce.onnx.training._optimizers import check_range
 
-__all__ = [
-    "Inputs",
-    "checked_count",
-    "checked_inputs",
-    "checked_labels",
-    "checked_rate",
-    "digest",
-    "kinds",
-    "plain",
-]
+__all__ = ["Feeds", "Inputs", "checked_count", "checked_rate", "digest", "kinds", "plain", "sizes"]
 
+Array: TypeAlias = npt.NDArray[Any]
 Inputs: TypeAlias = Mapping[str, npt.ArrayLike] | npt.ArrayLike
+Dims: TypeAlias = tuple[int | str, ...] | None  # sizes and names of sizes; None: any shape
+UNKNOWN = "?"
 
 
 def checked_count(name: str, value: Any) -> int:
@@ -41,85 +36,166 @@ def checked_count(name: str, value: Any) -> int:
 
 def checked_rate(value: Any) -> npt.NDArray[np.float64]:
     """The learning rate as the graph takes it."""
-    if isinstance(value, (str, bytes)) or np.ndim(value) != 0:
-        raise TypeError(f"learning_rate = {value!r}, expected a number")
-    rate = float(value)
-    if not 0.0 <= rate < math.inf:
-        raise ValueError(f"learning_rate = {rate}, expected a finite number of at least 0")
-    return np.array(rate)
+    number = value[()] if isinstance(value, np.ndarray) else value
+    check_range("learning_rate", number)
+    return np.array(number, np.float64)
 
 
-def checked_labels(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """The labels as the graph takes them; the loss says more of them."""
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"labels has dtype {array.dtype}, expected integers")
-    return array.astype(np.int64, copy=False)
+class Feeds:
+    """Makes of a caller's arguments what a step is fed, or says what is wrong with them.
 
+    Representation is checked here: types, and what the model says of shapes. The rest, as the range
+    of labels and γ, is for the loss to say.
 
-def checked_inputs(
-    model: onnx.ModelProto, names: Sequence[str], inputs: Inputs
-) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """The inputs that `names` are, as arrays of the model's types and of shapes that fit."""
-    if not isinstance(inputs, Mapping):
-        if len(names) != 1:
-            raise TypeError(
-                f"inputs has type {type(inputs).__name__}, expected a mapping: "
-                f"the model has the inputs {list(names)}"
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        A step, or its first half.
+    inputs : sequence of str
+        Those of its inputs that are the forward model's.
+    labels : str
+        Name of the labels.
+    per_row : bool
+        Whether γ has their shape.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, inputs: Sequence[str], labels: str, per_row: bool
+    ) -> None:
+        types = {value.name: value.type.tensor_type for value in model.graph.input}
+        self._inputs = list(inputs)
+        self._dims = {name: dims_of(types[name]) for name in (*inputs, labels)}
+        self._dtypes = {
+            name: np.dtype(helper.tensor_dtype_to_np_dtype(types[name].elem_type))
+            for name in inputs
+        }
+        self._labels = labels
+        self._per_row = per_row
+
+    def inputs(self, given: Inputs) -> dict[str, Array]:
+        """The inputs of the forward model, by name."""
+        names = self._inputs
+        if not isinstance(given, Mapping):
+            if len(names) != 1:
+                raise TypeError(
+                    f"inputs has type {type(given).__name__}, expected a mapping: "
+                    f"the model has the inputs {names}"
+                )
+            given = {names[0]: given}
+        for name in given:
+            if name not in names:
+                raise ValueError(f"inputs has {name!r}, expected {names}")
+        arrays = {}
+        for name in names:
+            if name not in given:
+                raise ValueError(f"inputs has no {name!r}, expected {names}")
+            array = np.asarray(given[name])
+            if array.dtype != self._dtypes[name]:
+                raise TypeError(
+                    f"inputs[{name!r}] has dtype {array.dtype}, expected {self._dtypes[name]}"
+                )
+            require_shape(f"inputs[{name!r}]", array.shape, self._dims[name])
+            arrays[name] = array
+        return arrays
+
+    def of_loss(
+        self, inputs: Mapping[str, Array], labels: npt.ArrayLike, gamma: npt.ArrayLike
+    ) -> dict[str, Array]:
+        """Labels and γ; sizes that have a name are known from the inputs."""
+        indices = np.asarray(labels)
+        if indices.dtype.kind not in "iu":
+            raise TypeError(f"labels has dtype {indices.dtype}, expected integers")
+        if indices.dtype == np.uint64:  # what is too large must stay so
+            indices = np.minimum(indices, np.uint64(np.iinfo(np.int64).max))
+        sizes: dict[str, set[int]] = {}
+        for name, array in inputs.items():
+            for dim, size in zip(self._dims[name] or (), array.shape, strict=False):
+                if isinstance(dim, str) and dim != UNKNOWN:
+                    sizes.setdefault(dim, set()).add(size)
+        known = {dim: found.pop() for dim, found in sizes.items() if len(found) == 1}
+        dims = tuple(known.get(str(dim), dim) for dim in self._dims[self._labels] or ())
+        require_shape("labels", indices.shape, dims)
+
+        numbers = np.asarray(gamma)
+        if numbers.dtype.kind not in "biuf":
+            raise TypeError(f"gamma has dtype {numbers.dtype}, expected numbers")
+        if self._per_row:
+            if numbers.ndim == 0:
+                numbers = np.broadcast_to(numbers, indices.shape)
+            if numbers.shape != indices.shape:
+                raise ValueError(
+                    f"gamma has shape {numbers.shape}, expected a number or {indices.shape}, "
+                    "the shape of labels"
+                )
+        elif numbers.ndim != 0:
+            raise ValueError(
+                f"gamma has shape {numbers.shape}, expected a number: "
+                "one per row needs gamma_per_row=True"
             )
-        inputs = {names[0]: inputs}
-    for name in inputs:
-        if name not in names:
-            raise ValueError(f"inputs has {name!r}, expected {list(names)}")
-    values = {value.name: value.type.tensor_type for value in model.graph.input}
-    for name in names:
-        if name not in inputs:
-            raise ValueError(f"inputs has no {name!r}, expected {list(names)}")
-        array = np.asarray(inputs[name])
-        expected = np.dtype(helper.tensor_dtype_to_np_dtype(values[name].elem_type))
-        if array.dtype != expected:
-            raise TypeError(f"inputs[{name!r}] has dtype {array.dtype}, expected {expected}")
-        if values[name].HasField("shape"):
-            require_shape(name, array.shape, values[name].shape.dim)
-        yield name, array
+        return {
+            "labels": indices.astype(np.int64, copy=False),
+            "gamma": numbers.astype(np.float64, copy=False),
+        }
 
 
-def require_shape(name: str, shape: tuple[int, ...], dims: Sequence[Any]) -> None:
-    """Raise unless the shape has the dimensions that the model fixes."""
-    sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
-    fits = len(shape) == len(sizes) and all(
-        size in (None, found) for size, found in zip(sizes, shape, strict=True)
+def dims_of(tensor: onnx.TypeProto.Tensor) -> Dims:
+    """The dimensions that a model declares; those that it does not know are UNKNOWN."""
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or UNKNOWN
+        for dim in tensor.shape.dim
     )
-    if not fits:
-        texts = [dim.dim_param or "?" if size is None else str(size)
-                 for dim, size in zip(dims, sizes, strict=True)]  # fmt: skip
+
+
+def require_shape(what: str, shape: tuple[int, ...], dims: Dims) -> None:
+    """Raise unless the shape has as many dimensions, and the sizes that are numbers."""
+    if dims is None:
+        return
+    if len(shape) != len(dims) or any(
+        isinstance(dim, int) and dim != size for dim, size in zip(dims, shape, strict=True)
+    ):
+        text = ", ".join(map(str, dims))
         raise ValueError(
-            f"inputs[{name!r}] has shape {shape}, expected ({', '.join(texts)}"
-            f"{',' if len(texts) == 1 else ''})"
+            f"{what} has shape {shape}, expected ({text}{',' if len(dims) == 1 else ''})"
         )
 
 
 def digest(forward: Forward) -> str:
-    """A hash of the model, but for the values of its parameters and who made it."""
+    """A hash of the model, but for the values of its parameters and of notes in it."""
     model = onnx.ModelProto()
     model.CopyFrom(forward.original)
-    for field in ("producer_name", "producer_version", "doc_string", "metadata_props"):
-        model.ClearField(field)
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in forward.initial]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+    # Exporters note there who they are, and the lines of source that a node is from.
+    for field in ("producer_name", "producer_version"):
+        model.ClearField(field)
+    noted: list[Any] = [model]
+    for body in bodies_of(model):
+        noted += [body, *body.node, *body.value_info]
+        if isinstance(body, onnx.GraphProto):
+            noted += [*body.input, *body.output, *body.initializer]
+    for item in noted:
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
     data = model.SerializeToString(deterministic=True) + forward.logits.encode()
     return hashlib.sha256(data).hexdigest()
 
 
-def kinds(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
+def kinds(arrays: Mapping[str, Array]) -> dict[str, str]:
     """``{"W": "float32(4, 3)"}``."""
     return {name: f"{array.dtype}{array.shape}" for name, array in arrays.items()}
 
 
+def sizes(arrays: Mapping[str, Array]) -> dict[str, str]:
+    """``{"W": "float32, 12"}``: how state is cut into chunks is no part of it."""
+    return {name: f"{array.dtype}, {array.size}" for name, array in arrays.items()}
+
+
 def plain(value: Any) -> Any:
-    """An option as JSON has it: an array as its numbers' hash."""
-    if isinstance(value, (str, int, float, type(None))):
-        return value
-    array = np.ascontiguousarray(value)
-    return f"{array.dtype}{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    """An option as JSON has it: numbers that are many as their hash."""
+    if np.ndim(value) == 0:
+        return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+    array = np.array(value, np.float64)
+    return f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

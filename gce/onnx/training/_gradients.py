@@ -17,7 +17,7 @@ import onnx
 import onnx_ad
 from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
-from onnx_ad._graph import node_reads
+from onnx_ad._graph import node_reads, subgraphs
 
 from gce.onnx._graphs import fresh_names, opset_of, value_names
 from gce.onnx.training._nodes import Nodes
@@ -33,7 +33,7 @@ SEED_PREFIX = "gce/adjoint/"
 def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
     """The part of the model that computes `logits`, without functions, of a recent opset."""
     if model.functions:
-        model = inline_local_functions(model)
+        model = inlined(model)
     if opset_of(model) < LEAST_OPSET:
         try:
             model = onnx.version_converter.convert_version(model, NEW_OPSET)
@@ -45,10 +45,33 @@ def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
     part = onnx.ModelProto()
     part.CopyFrom(model)
     keep_needed(part.graph, [logits])
-    infos = {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
+    needed = needed_for(part.graph.node, [logits])
+    inputs = [value for value in part.graph.input if value.name in needed]
+    del part.graph.input[:]
+    part.graph.input.extend(inputs)
     del part.graph.output[:]
-    part.graph.output.append(infos.get(logits) or onnx.ValueInfoProto(name=logits))
+    inferred = onnx.shape_inference.infer_shapes(part).graph.value_info
+    infos = {info.name: info for info in (*inferred, *model.graph.value_info, *model.graph.output)}
+    if logits in infos:
+        part.graph.output.append(infos[logits])
+        if not any(info.name == logits for info in part.graph.value_info):
+            part.graph.value_info.append(infos[logits])  # they will be no output
+    part.ir_version = max(part.ir_version, 4)  # before, initializers had to be inputs too
     return part
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without functions, those of another opset too."""
+    typed = onnx.ModelProto()
+    typed.CopyFrom(model)
+    graph = typed.graph
+    known = {value.name for value in (*graph.input, *graph.value_info)}
+    graph.value_info.extend(  # onnx's inliner converts nothing without the types of initializers
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.name not in known
+    )
+    return inline_local_functions(typed, convert_version=True)
 
 
 def with_gradients(
@@ -93,20 +116,23 @@ def with_gradients(
     made = {name: node for node in nodes for name in node.output}
     gradients = {}
     for parameter in parameters:
-        node = made[SEED_PREFIX + parameter]
-        while node.op_type in ("Identity", "Expand"):  # it has the shape already
-            node = made[node.input[0]]
-        if node.op_type == "ConstantOfShape":
-            raise ValueError(f"parameters: the logits do not depend on {parameter!r}")
+        # onnx-ad ends with zeros, or with an Expand to the parameter's shape, which is there.
+        ending = made[made[SEED_PREFIX + parameter].input[0]]
+        if ending.op_type == "ConstantOfShape":
+            raise ValueError(
+                f"parameters has {parameter!r}, whose gradient is zero: between it and the logits "
+                "are only operators such as Shape and Floor"
+            )
         gradients[parameter] = fresh()
-        squeeze = helper.make_node("Squeeze", [node.output[0], last], [gradients[parameter]])
-        nodes.append(squeeze)
+        nodes.append(helper.make_node("Squeeze", [ending.input[0], last], [gradients[parameter]]))
+    outputs = [output.name for output in model.graph.output]
+    forward = needed_for(nodes, [*outputs, logits, grad])
     nodes = without_scatter_races(nodes, graph.initializer, fresh)
-    nodes = without_seed_axis(nodes, graph.initializer, fresh)
+    nodes = without_seed_axis(nodes, graph.initializer, fresh, forward)
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(graph.initializer)
-    keep_needed(model.graph, [*(o.name for o in model.graph.output), *gradients.values()])
+    keep_needed(model.graph, [*outputs, *gradients.values()])
     return gradients
 
 
@@ -133,6 +159,10 @@ def without_scatter_races(
     made = Nodes(fresh)
     op = made.op
     for node in nodes:
+        for body in subgraphs(node):
+            inner = without_scatter_races(body.node, initializers, fresh)
+            del body.node[:]
+            body.node.extend(inner)
         adds = any(a.name == "reduction" and a.s == b"add" for a in node.attribute)
         if node.op_type != "ScatterND" or not adds:
             made.nodes.append(node)
@@ -156,15 +186,20 @@ def without_scatter_races(
     return made.nodes
 
 
-def keep_needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> None:
-    """Remove the nodes and initializers that none of `outputs` needs."""
-    needed = set(outputs)
-    nodes = []
-    for node in reversed(graph.node):
+def needed_for(nodes: Sequence[onnx.NodeProto], values: Iterable[str]) -> set[str]:
+    """The names of the values, and of all that they are computed from."""
+    needed = set(values)
+    for node in reversed(nodes):
         if needed.intersection(node.output):
             needed |= node_reads(node)
-            nodes.append(node)
+    return needed
+
+
+def keep_needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> None:
+    """Remove the nodes and initializers that none of `outputs` needs."""
+    needed = needed_for(graph.node, outputs)
+    nodes = [node for node in graph.node if needed.intersection(node.output)]
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(nodes))
+    graph.node.extend(nodes)
     graph.initializer.extend(initializers)

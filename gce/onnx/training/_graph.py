@@ -1,32 +1,51 @@
 """From a forward model to one graph that is a step of training.
 
 `training_graph` is the public way in. `Forward` is a forward model whose parameters are inputs;
-`add_gradients` and `add_update` append the two halves of a step to a copy of it, which a `Trainer`
-that accumulates gradients runs one without the other.
+`add_gradients` and `_update.add_update` append the two halves of a step to a copy of it, which a
+`Trainer` that accumulates gradients runs one without the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from gce.onnx._attach import attach_loss
 from gce.onnx._graphs import copy_of, fresh_names, value_names
 from gce.onnx.training._gradients import prepared, with_gradients
-from gce.onnx.training._nodes import Nodes
-from gce.onnx.training._optimizers import AdamW, Optimizer, check_range
+from gce.onnx.training._optimizers import SGD, AdamW, Optimizer
 from gce.onnx.training._parameters import split_equal, trainable
+from gce.onnx.training._update import add_update
 
-__all__ = ["Forward", "TrainingGraph", "add_gradients", "add_update", "training_graph"]
+__all__ = [
+    "OPTIONS",
+    "Forward",
+    "TrainingGraph",
+    "add_gradients",
+    "add_loss",
+    "all_options",
+    "checked_optimizer",
+    "graph_of",
+    "training_graph",
+]
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+# Arguments of `attach_loss` that are decided here; the others are options, with their defaults.
+DECIDED = ["model", "logits", "labels", "gamma", "loss", "grad"]
+DECIDED += ["labels_dtype", "gamma_dtype", "function"]
+OPTIONS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(attach_loss).parameters.items()
+    if name not in DECIDED
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +62,15 @@ class TrainingGraph:
         The inputs of the forward model.
     labels, gamma, learning_rate : str
         The inputs that the loss and the optimizer need: int64 labels; float64 scalars (γ of the
-        labels' shape with ``gamma_per_row``).
+        labels' shape with ``gamma_per_row``). The names are these words, or begin with them where
+        the forward model has such a name.
     loss : str
         The loss, a scalar of the logits' type: that of the parameters before the step.
     grad_norm : str or None
         The global norm of the gradients before they are clipped, a float64 scalar.
     carried : dict of str to str
-        The inputs that are parameters or state, and the outputs that are their new values.
+        The inputs that are parameters or state, and the outputs that are their new values, in the
+        model's order.
     initial : dict of str to ndarray
         The first value of each: the parameters of the forward model; zeros for the state.
     parameters : tuple of str
@@ -117,7 +138,10 @@ def training_graph(
     gce.onnx.training.UnsupportedOperator
         onnx-ad cannot differentiate a node between a parameter and the logits; it is named.
     TypeError, ValueError
-        An argument is of the wrong type or out of its range, or names what the model has not.
+        An argument is unknown, of the wrong type or out of its range, or names what the model has
+        not; or the model has nothing to train.
+    onnx.checker.ValidationError
+        `model` is not valid.
 
     See Also
     --------
@@ -142,8 +166,33 @@ def training_graph(
     >>> [value.name for value in graph.model.graph.output]
     ['loss', 'W.new', 'W.momentum.new']
     """
-    optimizer = AdamW() if optimizer is None else optimizer
+    optimizer, options = checked_optimizer(optimizer), all_options(options)
     return graph_of(Forward(model, logits, parameters, frozen, tied), optimizer, clip_norm, options)
+
+
+def checked_optimizer(optimizer: Any) -> Optimizer:
+    """The optimizer, or the default."""
+    if optimizer is None:
+        return AdamW()
+    if not isinstance(optimizer, (SGD, AdamW)):
+        raise TypeError(f"optimizer = {optimizer!r}, expected an SGD(...) or AdamW(...)")
+    return optimizer
+
+
+def all_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the loss that are given, and the defaults of the others."""
+    for name in options:
+        if name not in OPTIONS:
+            raise TypeError(
+                f"unexpected keyword argument {name!r}, expected options of the loss: "
+                f"{', '.join(OPTIONS)}"
+            )
+    given = {**OPTIONS, **options}
+    if isinstance(given["weights"], str):
+        raise TypeError(f"weights = {given['weights']!r}, expected numbers")
+    if given["reduction"] == "none":
+        raise ValueError("reduction = 'none', expected 'mean' or 'sum': a step needs one loss")
+    return given
 
 
 def graph_of(
@@ -151,7 +200,7 @@ def graph_of(
 ) -> TrainingGraph:
     """`training_graph` of a forward model that is prepared."""
     step, gradients = add_gradients(forward, options)
-    update = add_update(step, forward, gradients, optimizer, clip_norm)
+    update = add_update(step.model, step.named, forward.initial, gradients, optimizer, clip_norm)
     onnx.checker.check_model(step.model)
     return TrainingGraph(
         model=step.model,
@@ -273,127 +322,7 @@ def add_loss(forward: Forward, options: Mapping[str, Any], grad: bool) -> tuple[
 
 def add_gradients(forward: Forward, options: Mapping[str, Any]) -> tuple[Step, dict[str, str]]:
     """The forward model with its loss and the gradients of all parameters; their names."""
-    if options.get("reduction", "mean") == "none":
-        raise ValueError("reduction = 'none', expected 'mean' or 'sum': a step needs one loss")
     step, grad = add_loss(forward, options, grad=True)
     assert grad is not None
     gradients = with_gradients(step.model, forward.logits, grad, list(forward.initial))
     return step, gradients
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """What `add_update` has added to a model."""
-
-    learning_rate: str
-    grad_norm: str | None
-    carried: dict[str, str]
-    initial: Arrays
-
-
-def add_update(
-    step: Step,
-    forward: Forward,
-    gradients: Mapping[str, str],
-    optimizer: Optimizer,
-    clip_norm: float | None,
-    scale: float = 1.0,
-) -> Update:
-    """Append the optimizer to a model that has the gradients, which are multiplied by `scale`."""
-    check_decay(optimizer, forward.initial)
-    graph, named = step.model.graph, step.named
-    nodes = Nodes(lambda: named("gce/update"))
-    rate, norm = named("learning_rate"), None
-    graph.input.append(helper.make_tensor_value_info(rate, TensorProto.DOUBLE, []))
-    carried: dict[str, str] = {name: named(f"{name}.new") for name in forward.initial}
-    initial: Arrays = {}
-
-    def keep(stem: str, array: npt.NDArray[Any]) -> str:
-        name = named(stem)
-        initial[name], carried[name] = array, named(f"{name}.new")
-        return name
-
-    count = ""
-    if optimizer.counts_steps:
-        before = keep("step", np.zeros((), np.int64))
-        nodes.op("Add", before, nodes.ints(1), output=carried[before])
-        count = nodes.op("Cast", carried[before], to=TensorProto.DOUBLE)
-    factor = nodes.constant(scale, np.float64) if scale != 1.0 else None
-    if clip_norm is not None:
-        norm = named("grad_norm")
-        factor = clipping(nodes, list(gradients.values()), clip_norm, scale, norm)
-    scalars = Scalars(nodes, optimizer.scalars(nodes, rate, count), factor)
-    for name, array in forward.initial.items():
-        cast, gradient = scalars.of(array.dtype), gradients[name]
-        if factor is not None:
-            gradient = nodes.op("Mul", gradient, cast["factor"])
-        slots = {slot: keep(f"{name}.{slot}", np.zeros_like(array)) for slot in optimizer.slots}
-        new = {name: carried[name], **{slot: carried[key] for slot, key in slots.items()}}
-        optimizer.update(nodes, name, gradient, new, slots, cast, array.dtype)
-
-    graph.node.extend(nodes.nodes)
-    graph.initializer.extend(nodes.initializers)
-    state = {**forward.initial, **initial}
-    present = {value.name for value in graph.input}
-    for name, array in state.items():
-        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        if name not in present:
-            graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
-    # The learning rate, which is fed, before what is kept.
-    order = {name: position for position, name in enumerate([rate, *state])}
-    inputs = sorted(graph.input, key=lambda value: order.get(value.name, -1))
-    del graph.input[:]
-    graph.input.extend(inputs)
-    if norm is not None:
-        graph.output.append(helper.make_tensor_value_info(norm, TensorProto.DOUBLE, []))
-    for name, array in state.items():
-        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        info = helper.make_tensor_value_info(carried[name], elem_type, array.shape)
-        graph.output.append(info)
-    return Update(rate, norm, carried, initial)
-
-
-class Scalars:
-    """Float64 scalars, cast to the type of the parameters that they meet."""
-
-    def __init__(self, nodes: Nodes, scalars: Mapping[str, str], factor: str | None) -> None:
-        self.nodes = nodes
-        self.scalars = {**scalars, **({} if factor is None else {"factor": factor})}
-        self.cast: dict[np.dtype[Any], dict[str, str]] = {np.dtype(np.float64): self.scalars}
-
-    def of(self, dtype: np.dtype[Any]) -> dict[str, str]:
-        """Names of the scalars of this type."""
-        if dtype not in self.cast:
-            to = helper.np_dtype_to_tensor_dtype(dtype)
-            self.cast[dtype] = {
-                key: self.nodes.op("Cast", name, to=to) for key, name in self.scalars.items()
-            }
-        return self.cast[dtype]
-
-
-def clipping(
-    nodes: Nodes, gradients: Sequence[str], clip_norm: float, scale: float, norm: str
-) -> str:
-    """Emit the factor of ``clip_grad_norm_`` times `scale`, and the scaled gradients' norm."""
-    check_range("clip_norm", clip_norm)
-    double = np.float64
-    squares = [
-        nodes.op("Cast", nodes.op("ReduceSumSquare", name, keepdims=0), to=TensorProto.DOUBLE)
-        for name in gradients
-    ]
-    root = nodes.op("Sqrt", nodes.op("Sum", *squares))
-    nodes.op("Mul", root, nodes.constant(scale, double), output=norm)
-    above = nodes.op("Add", norm, nodes.constant(1e-6, double))  # as PyTorch has it
-    ratio = nodes.op("Div", nodes.constant(clip_norm, double), above)
-    limited = nodes.op("Min", ratio, nodes.constant(1.0, double))
-    return nodes.op("Mul", limited, nodes.constant(scale, double))
-
-
-def check_decay(optimizer: Optimizer, parameters: Iterable[str]) -> None:
-    """Raise if the optimizer names a parameter that is not trained."""
-    known = list(parameters)
-    for name in getattr(optimizer, "no_decay", ()):
-        if name not in known:
-            raise ValueError(
-                f"no_decay has {name!r}, expected parameters that are trained: {known}"
-            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ __all__ = ["SGD", "AdamW", "Optimizer"]
 
 
 class Optimizer(Protocol):
-    """What `training_model` needs of an optimizer."""
+    """What `training_graph` needs of an optimizer."""
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -40,17 +40,15 @@ class Optimizer(Protocol):
     def update(
         self,
         nodes: Nodes,
-        parameter: str,
-        gradient: str,
+        old: Mapping[str, str],
         new: Mapping[str, str],
-        slots: Mapping[str, str],
         scalars: Mapping[str, str],
         dtype: npt.DTypeLike,
     ) -> None:
         """Emit the step of one parameter.
 
-        `new` has the names that the new values must get: that of `parameter`, and that of each slot
-        under the slot's name. `slots` has the names of the old ones.
+        `old` has the names of its value and gradient, under "parameter" and "gradient", and of each
+        slot; `new` those that the new values must get.
         """
 
 
@@ -91,6 +89,10 @@ class SGD:
         """Check the arguments."""
         check_range("momentum", self.momentum, below=1.0)
         check_range("weight_decay", self.weight_decay)
+        if not isinstance(self.nesterov, (bool, np.bool_)):
+            raise TypeError(f"nesterov = {self.nesterov!r}, expected True or False")
+        keep_plain(self, float, "momentum", "weight_decay")
+        keep_plain(self, bool, "nesterov")
         if self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov = True with momentum = 0.0, expected a momentum above 0")
 
@@ -106,26 +108,25 @@ class SGD:
     def update(
         self,
         nodes: Nodes,
-        parameter: str,
-        gradient: str,
+        old: Mapping[str, str],
         new: Mapping[str, str],
-        slots: Mapping[str, str],
         scalars: Mapping[str, str],
         dtype: npt.DTypeLike,
     ) -> None:
         """Emit the formula of the class."""
+        parameter, gradient = old["parameter"], old["gradient"]
         if self.weight_decay:
             decay = nodes.op("Mul", parameter, nodes.constant(self.weight_decay, dtype))
             gradient = nodes.op("Add", gradient, decay)
         direction = gradient
         if self.momentum:
             momentum = nodes.constant(self.momentum, dtype)
-            kept = nodes.op("Mul", slots["momentum"], momentum)
+            kept = nodes.op("Mul", old["momentum"], momentum)
             direction = nodes.op("Add", kept, gradient, output=new["momentum"])
         if self.nesterov:
             direction = nodes.op("Add", gradient, nodes.op("Mul", direction, momentum))
         change = nodes.op("Mul", direction, scalars["rate"])
-        nodes.op("Sub", parameter, change, output=new[parameter])
+        nodes.op("Sub", parameter, change, output=new["parameter"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,8 @@ class AdamW:
     weight_decay : float
         At least 0. (PyTorch's default is 0.01.)
     no_decay : tuple of str
-        Names of parameters that do not decay, such as biases and the scales of normalizations.
+        Names of parameters that do not decay, such as biases and the scales of normalizations. It
+        is kept sorted.
 
     Raises
     ------
@@ -178,8 +180,13 @@ class AdamW:
         no_decay: Any = self.no_decay
         if isinstance(no_decay, str):
             raise TypeError(f"no_decay = {no_decay!r}, expected several names")
+        names = list(no_decay)
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"no_decay has {name!r}, expected names")
         object.__setattr__(self, "betas", tuple(map(float, betas)))
-        object.__setattr__(self, "no_decay", tuple(no_decay))
+        object.__setattr__(self, "no_decay", tuple(sorted(set(names))))
+        keep_plain(self, float, "eps", "weight_decay")
 
     def scalars(self, nodes: Nodes, learning_rate: str, step: str) -> dict[str, str]:
         """Emit the factors that bring the two sums and the step size together.
@@ -197,36 +204,38 @@ class AdamW:
         first, second = map(unbiased, self.betas)
         k = nodes.op("Sqrt", second)
         rate = nodes.op("Div", nodes.op("Mul", learning_rate, first), k)
-        decay = nodes.op("Mul", learning_rate, nodes.constant(self.weight_decay, double))
-        return {
-            "rate": rate,
-            "eps": nodes.op("Div", nodes.constant(self.eps, double), k),
-            "keep": nodes.op("Sub", nodes.constant(1.0, double), decay),
-        }
+        scalars = {"rate": rate, "eps": nodes.op("Div", nodes.constant(self.eps, double), k)}
+        if self.weight_decay:
+            decay = nodes.op("Mul", learning_rate, nodes.constant(self.weight_decay, double))
+            scalars["keep"] = nodes.op("Sub", nodes.constant(1.0, double), decay)
+        return scalars
 
     def update(
         self,
         nodes: Nodes,
-        parameter: str,
-        gradient: str,
+        old: Mapping[str, str],
         new: Mapping[str, str],
-        slots: Mapping[str, str],
         scalars: Mapping[str, str],
         dtype: npt.DTypeLike,
     ) -> None:
-        """Emit the formula of the class."""
+        """Emit the formula of the class; without "keep" among the scalars, nothing decays."""
+        parameter, gradient = old["parameter"], old["gradient"]
         square = nodes.op("Mul", gradient, gradient)
         total, squares = (
-            nodes.op("Add", nodes.op("Mul", slots[slot], nodes.constant(beta, dtype)), term,
+            nodes.op("Add", nodes.op("Mul", old[slot], nodes.constant(beta, dtype)), term,
                      output=new[slot])
             for slot, beta, term in zip(self.slots, self.betas, (gradient, square), strict=True)
         )  # fmt: skip
         scale = nodes.op("Add", nodes.op("Sqrt", squares), scalars["eps"])
         change = nodes.op("Mul", nodes.op("Div", total, scale), scalars["rate"])
-        start = parameter
-        if self.weight_decay and parameter not in self.no_decay:
-            start = nodes.op("Mul", parameter, scalars["keep"])
-        nodes.op("Sub", start, change, output=new[parameter])
+        start = nodes.op("Mul", parameter, scalars["keep"]) if "keep" in scalars else parameter
+        nodes.op("Sub", start, change, output=new["parameter"])
+
+
+def keep_plain(optimizer: Any, kind: Callable[[Any], Any], *names: str) -> None:
+    """Make plain numbers of numpy's: a checkpoint compares how an optimizer prints itself."""
+    for name in names:
+        object.__setattr__(optimizer, name, kind(getattr(optimizer, name)))
 
 
 def check_range(name: str, value: Any, below: float = math.inf) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -16,6 +19,14 @@ __all__ = ["split_equal", "trainable"]
 TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 HALF_TYPES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 MASK = 1e30  # beyond: added to attention scores to hide some, and no weight
+CONSTANTS = {  # inputs that are no weights: statistics; region and scales; the two values
+    "BatchNormalization": slice(3, 5),
+    "OneHot": slice(2, 3),
+    "Resize": slice(1, 3),
+    "Upsample": slice(1, 2),
+}
+NAME_OF_EXPORTER = "onnx::"  # begins the names that PyTorch's older exporter makes up
+MERGED = 1024  # elements: its newer exporter merges no larger initializers
 
 
 def trainable(
@@ -25,7 +36,7 @@ def trainable(
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     left_out = names_of("frozen", frozen, tensors)
     if parameters is None:
-        left_out |= statistics(model)
+        left_out |= constants_of_operators(model)
         chosen = [name for name, tensor in tensors.items() if is_weight(tensor)]
         chosen = [name for name in chosen if name not in left_out]
     else:
@@ -58,14 +69,13 @@ def names_of(argument: str, names: Iterable[str], tensors: Iterable[str]) -> set
     return given
 
 
-def statistics(model: onnx.ModelProto) -> set[str]:
-    """Mean and variance of BatchNormalization: averages over data, and not for gradients."""
+def constants_of_operators(model: onnx.ModelProto) -> set[str]:
+    """What operators read and no gradient is for, as statistics, which are averages over data."""
     return {
         name
         for body in bodies_of(model)
         for node in body.node
-        if node.op_type == "BatchNormalization"
-        for name in node.input[3:5]
+        for name in node.input[CONSTANTS.get(node.op_type, slice(0))]
     }
 
 
@@ -81,49 +91,93 @@ def split_equal(model: onnx.ModelProto, tied: Iterable[str]) -> None:
     """Undo, in place, what exporters do to parameters that begin equal.
 
     PyTorch's make one initializer of all that have the same elements, such as the ones and zeros of
-    fresh normalizations and biases; trained, these would stay equal. Each node that reads a float
-    initializer whose elements are all the same number gets its own, but for the `tied`. Where the
-    exporter kept a name, as the output of an Identity, the new one has it.
+    fresh normalizations and biases, or the layers of ``nn.TransformerEncoder``, which are copies;
+    trained, these would stay equal. But for the `tied`, float initializers become several:
+
+    * The older exporter leaves an Identity for each parameter that it took out: it has its own
+      initializer again, of the Identity's name. Where the name is the exporter's, as of transposed
+      weights, it is the same parameter if the same module reads it, and the Identity stays.
+    * The newer one notes each node's module. An initializer that several modules read in the same
+      way, and that is small enough for that exporter to have been merged, is split among them.
+    * If all elements are the same number, each node that reads it gets its own.
     """
     graph = model.graph
-    candidates = {tensor.name: tensor for tensor in graph.initializer if all_same(tensor)}
+    tensors = {tensor.name: tensor for tensor in graph.initializer if is_array(tensor)}
     for name in names_of("tied", tied, [tensor.name for tensor in graph.initializer]):
-        candidates.pop(name, None)
+        tensors.pop(name, None)
     outputs = {output.name for output in graph.output}
-    kept, copies = [], []
+    copies: list[onnx.TensorProto] = []
 
     def copy(name: str, new: str) -> None:
         copies.append(onnx.TensorProto())
-        copies[-1].CopyFrom(candidates[name])
+        copies[-1].CopyFrom(tensors[name])
         copies[-1].name = new
 
+    readers = readers_of(graph)
+    kept = []
     for node in graph.node:
-        named = node.op_type == "Identity" and node.input[0] in candidates
-        if named and node.output[0] not in outputs:
-            copy(node.input[0], node.output[0])
-        else:
-            kept.append(node)
-    for tensor in copies:
-        candidates[tensor.name] = tensor
+        name, new = (*node.input, "")[0], node.output[0]
+        if node.op_type == "Identity" and name in tensors and new not in outputs:
+            modules = ({module_of(reader) for reader, _ in readers[value]} for value in (name, new))
+            if not new.startswith(NAME_OF_EXPORTER) or not set.intersection(*modules):
+                copy(name, new)
+                continue
+        kept.append(node)
     graph.initializer.extend(copies)
     del graph.node[:]
     graph.node.extend(kept)
+    tensors |= {tensor.name: tensor for tensor in copies}
     copies.clear()
-    fresh = {name: fresh_names(value_names(model), name) for name in candidates}
-    seen: set[str] = set()
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name in seen:
-                node.input[i] = fresh[name]()
-                copy(name, node.input[i])
-            elif name in candidates:
-                seen.add(name)
+    taken = value_names(model)
+    for name, reading in readers_of(graph).items():
+        if name not in tensors:
+            continue
+        fresh, seen = fresh_names(taken, name), dict[object, str]()
+        for number, (node, i) in enumerate(reading):
+            owner = owner_of(tensors[name], reading, number)
+            if seen and owner not in seen:
+                seen[owner] = fresh()
+                copy(name, seen[owner])
+            node.input[i] = seen.setdefault(owner, name)
     graph.initializer.extend(copies)
 
 
-def all_same(tensor: onnx.TensorProto) -> bool:
-    """Whether it has several elements, of a float type, that are the same number."""
-    if tensor.data_type not in TYPES:
-        return False
+Reading: TypeAlias = list[tuple[onnx.NodeProto, int]]
+
+
+def readers_of(graph: onnx.GraphProto) -> dict[str, Reading]:
+    """The nodes that read each value, and as which of their inputs; Identities are left out."""
+    readers: dict[str, Reading] = defaultdict(list)
+    for node in graph.node:
+        if node.op_type != "Identity":
+            for i, name in enumerate(node.input):
+                readers[name].append((node, i))
+    return readers
+
+
+def owner_of(tensor: onnx.TensorProto, reading: Reading, number: int) -> object:
+    """What the reader of this number shares its initializer with: equal for those that share."""
     array = numpy_helper.to_array(tensor)
-    return array.size > 1 and bool((array == array.flat[0]).all())
+    if (array == array.flat[0]).all():
+        return number
+    ways = {(node.op_type, i) for node, i in reading}
+    merged = len(ways) == 1 and array.size <= MERGED
+    return scope_of(reading[number][0]) if merged else None
+
+
+def scope_of(node: onnx.NodeProto) -> str | None:
+    """The module of a node, as PyTorch's newer exporter notes it, and whatever is around it."""
+    for item in node.metadata_props:
+        if item.key == "pkg.torch.onnx.name_scopes":  # a list, which ends with the operation
+            return str(item.value.rpartition(",")[0])
+    return None
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """The module of a node of PyTorch's older exporter, which names nodes ``/module/operator``."""
+    return str(node.name.rpartition("/")[0])
+
+
+def is_array(tensor: onnx.TensorProto) -> bool:
+    """Whether it has several elements, of a type that can be trained."""
+    return tensor.data_type in TYPES and math.prod(tensor.dims) > 1

@@ -25,9 +25,9 @@ from gce.onnx.training._graph import (
     TrainingGraph,
     add_gradients,
     add_loss,
-    add_update,
 )
 from gce.onnx.training._optimizers import Optimizer
+from gce.onnx.training._update import add_update
 
 DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
@@ -62,7 +62,28 @@ def whole_step(graph: TrainingGraph) -> Program:
     results = {"loss": graph.loss}
     if graph.grad_norm is not None:
         results["grad_norm"] = graph.grad_norm
-    return Program(graph.model, feeds, graph.carried, results)
+    return Program(without_final_reshapes(graph.model), feeds, graph.carried, results)
+
+
+def without_final_reshapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, with outputs of another shape where a Reshape made them: it would copy them."""
+    lean = onnx.ModelProto()
+    lean.CopyFrom(model)
+    graph = lean.graph
+    outputs = {output.name: output for output in graph.output}
+    kept, names = [], {}
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.output[0] in outputs:
+            names[node.input[0]] = node.output[0]
+        else:
+            kept.append(node)
+    for node in kept:
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for name in names.values():
+        outputs[name].type.tensor_type.ClearField("shape")
+    del graph.node[:]
+    graph.node.extend(kept)
+    return lean
 
 
 def accumulation(
@@ -102,12 +123,13 @@ def accumulation(
         array = forward.initial[parameter]
         elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
         half.graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
-    rest = dataclasses.replace(step, model=half)
     by_parameter = {parameter: name for name, parameter in sums.items()}
-    update = add_update(rest, forward, by_parameter, optimizer, clip_norm, scale)
+    update = add_update(
+        half, step.named, forward.initial, by_parameter, optimizer, clip_norm, scale
+    )
     results = {} if update.grad_norm is None else {"grad_norm": update.grad_norm}
     feeds = {"learning_rate": update.learning_rate}
-    apply = Program(half, feeds, update.carried, results)
+    apply = Program(without_final_reshapes(half), feeds, update.carried, results)
     zeros = {name: np.zeros_like(forward.initial[parameter]) for name, parameter in sums.items()}
     return collect, apply, zeros, update.initial
 
@@ -165,9 +187,10 @@ class Store:
         """The OrtValue of the current value."""
         return self._pairs[self.turn][name][1]
 
-    def spare(self, name: str) -> Any:
-        """The OrtValue where a run puts the next one."""
-        return self._pairs[1 - self.turn][name][1]
+    def spare(self, name: str, shape: Sequence[int]) -> Any:
+        """The OrtValue where a run puts the next one, as an array of this shape."""
+        array, value = self._pairs[1 - self.turn][name]
+        return value if array.shape == tuple(shape) else with_value(array.reshape(shape))[1]
 
     def fill(self, number: float) -> None:
         """Set all current values to a number."""
@@ -209,6 +232,7 @@ class Runner:
         self._stores = list(dict.fromkeys(self._homes.values()))
         self._bindings: dict[tuple[int, ...], Any] = {}
         types = {output.name: output.type for output in self.session.get_outputs()}
+        self._shapes = {output.name: output.shape for output in self.session.get_outputs()}
         # Results of programs that carry something are scalars, which have their place too.
         self._scalars = {
             key: with_value(np.zeros((), DTYPES[types[name]]))
@@ -233,7 +257,8 @@ class Runner:
         if turns not in self._bindings:
             self._bindings[turns] = self._bound()
         binding = self._bindings[turns]
-        fed = [np.asarray(feeds[key], order="C") for key in self.program.feeds]  # alive until run
+        # Kept alive until the run is done.
+        fed = [np.require(feeds[key], requirements=("C", "A")) for key in self.program.feeds]
         for name, array in zip(self.program.feeds.values(), fed, strict=True):
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
             binding.bind_ortvalue_input(name, value)
@@ -243,7 +268,10 @@ class Runner:
         try:
             self.session.run_with_iobinding(binding)
         except RuntimeError as error:
-            raise error_of(error) from error
+            text = text_of_loss(error)
+            if text is None:
+                raise
+            raise (IndexError if "expected 0 <= target" in text else ValueError)(text) from error
         if not self.program.carried:
             made = binding.get_outputs()
             return {
@@ -258,19 +286,19 @@ class Runner:
         for name, store in self._homes.items():
             binding.bind_ortvalue_input(name, store.value(name))
         for name, output in self.program.carried.items():
-            binding.bind_ortvalue_output(output, self._homes[name].spare(name))
+            spare = self._homes[name].spare(name, self._shapes[output])
+            binding.bind_ortvalue_output(output, spare)
         if self.program.carried:
             for key, (_, value) in self._scalars.items():
                 binding.bind_ortvalue_output(self.program.results[key], value)
         return binding
 
 
-def error_of(error: RuntimeError) -> Exception:
-    """The error that the numpy face would raise; another than the loss' own is what it is.
+def text_of_loss(error: RuntimeError) -> str | None:
+    """What the core said, if the error is the loss' own.
 
-    A binding has one type for all errors of a run; the text of the loss' is that of the core.
+    A binding has one type for all errors of a run: from this text follows what the numpy face would
+    raise.
     """
-    before, found, text = str(error).partition("Status Message: ")
-    if not found or OP_TYPE not in before:
-        return error
-    return (IndexError if "expected 0 <= target" in text else ValueError)(text)
+    before, _, text = str(error).partition("Status Message: ")
+    return text if OP_TYPE in before and text else None

@@ -1,14 +1,19 @@
-"""Reverse rules that take the place of onnx-ad's where those are slow, refuse, or run into a race.
+"""Reverse rules that take the place of onnx-ad's where those are slow, refuse, or are wrong.
 
 onnx-ad carries any number of seeds in a trailing axis of every derivative. A loss has one seed,
 and then that axis is a Squeeze away. The rules here compute on derivatives without it:
 
-==============  ==================================================================================
-MatMul, Gemm    one matrix product for each operand, without transposes of seeds, and with the
-                batch folded into the rows where the right operand is a matrix
-Conv            any batch size (onnx-ad needs a fixed one), any pads, groups
-Concat, Slice   any extents (onnx-ad needs fixed ones)
-==============  ==================================================================================
+=============================  ===================================================================
+MatMul, Gemm                   one matrix product for each operand, without transposes of seeds,
+                               and with the batch folded into the rows where the right operand is
+                               a matrix
+Conv, AveragePool, Resize      any batch size (onnx-ad needs a fixed one); groups, any pads
+ConvTranspose                  its weights too
+MaxPool                        pads that are to be computed
+Concat, Slice, Tile, GatherND  any extents (onnx-ad needs fixed ones), steps, batch_dims
+Pad                            any mode; onnx-ad gives a wrong shape where pads are negative
+Pow                            an exponent of another type, if it is no parameter
+=============================  ===================================================================
 
 `rules_for_one_seed` puts them into onnx-ad's table for as long as it is needed. It also wraps every
 rule of that table. A derivative that reaches a rule has its value's full shape already, since each
@@ -21,8 +26,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import onnx
 from onnx import TensorProto, helper
@@ -30,10 +35,19 @@ from onnx_ad import UnsupportedOperator
 from onnx_ad._build import Context, attribute
 from onnx_ad.rules import REVERSE
 
+from gce.onnx.training._seed_axis import Grads, plain, seeded
+from gce.onnx.training._window_rules import (
+    average_pool,
+    conv,
+    conv_transpose,
+    max_pool,
+    resize,
+)
+
 __all__ = ["UnsupportedOperator", "rules_for_one_seed"]
 
 Dims: TypeAlias = tuple[int | str | None, ...]
-Rule: TypeAlias = Callable[[Any, onnx.NodeProto, list[str | None]], list[str | None]]
+Rule: TypeAlias = Callable[[Any, onnx.NodeProto, Grads], Grads]
 
 LOCK = threading.Lock()  # onnx-ad's table of rules is one for the process
 
@@ -61,7 +75,7 @@ def rules_for_one_seed(dims: Mapping[str, Dims]) -> Iterator[None]:
 def for_one_seed(rule: Rule, dims: Mapping[str, Dims]) -> Rule:
     """The rule, spared what is known to be of no effect, with errors that name the node."""
 
-    def apply(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
+    def apply(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
         def unbroadcast(value: str, source_rank: int, target: str, skip: int = 0) -> str:
             """`skip`: how many axes at the end are no part of what broadcasts."""
             one, other = (dims.get(name, (None,)) for name in (target, node.output[0]))
@@ -92,17 +106,7 @@ def described(node: onnx.NodeProto) -> str:
     return f"{op_type} node {node.name or node.output[0]!r}"
 
 
-def plain(ctx: Any, grad: str) -> str:
-    """The derivative without the axis of its one seed."""
-    return str(ctx.squeeze(grad, [-1]))
-
-
-def seeded(ctx: Any, value: str) -> str:
-    """The derivative with the axis of its one seed."""
-    return str(ctx.unsqueeze(value, [-1]))
-
-
-def matmul(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
+def matmul(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     """``z = a b``: the derivative of a is ``g bᵀ``, that of b is ``aᵀ g``."""
     a, b = node.input
     rank_a, rank_b = ctx.rank(a), ctx.rank(b)
@@ -121,7 +125,7 @@ def matmul(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str 
             right = seeded(ctx, ctx.b.op("Gemm", [rows_a, rows_g], transA=1))
         return [left, right]
     rank = max(rank_a, rank_b)
-    contributions: list[str | None] = []
+    contributions: Grads = []
     for value, other, first in ((a, b, True), (b, a, False)):
         if not ctx.asked_for(value):
             contributions.append(None)
@@ -133,7 +137,7 @@ def matmul(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str 
     return contributions
 
 
-def gemm(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
+def gemm(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     """``y = α a' b' + β c``, where ' is a transposition if transA or transB says so."""
     a, b = node.input[:2]
     trans_a, trans_b = (int(attribute(node, name, 0)) for name in ("transA", "transB"))
@@ -160,102 +164,7 @@ def gemm(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | 
     return contributions
 
 
-def conv(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
-    """Convolution of spatial extents that are known; the batch may be of any size.
-
-    The derivative of the input is the transposed convolution of g with the same weights. That of
-    the weights correlates input and g over the batch: as a convolution of the input, whose batch
-    takes the place of the channels, with g as the filters, strides and dilations changing places.
-    With groups, each group's channels (times the batch) are a group of that convolution.
-    """
-    x, w = node.input[:2]
-    assert grads[0] is not None
-    g = plain(ctx, grads[0])
-    sizes, filters = ctx.shapes.shape(x), ctx.shapes.static(w)
-    if filters is None:
-        raise UnsupportedOperator("its weights have no known shape")
-    if sizes is None or None in sizes[1:]:
-        raise UnsupportedOperator(
-            f"its input has shape {shape_text(sizes)}, expected known sizes but for the batch"
-        )
-    window = Window.of(node, sizes[2:], filters[2:])
-    grad_x = grad_w = None
-    if ctx.asked_for(x):
-        made = ctx.b.op("ConvTranspose", [g, w], output_padding=window.rest, **window.attributes)
-        grad_x = seeded(ctx, made)
-    if ctx.asked_for(w):
-        grad_w = seeded(ctx, conv_weights(ctx, x, g, sizes, filters, window))
-    contributions = [grad_x, grad_w]
-    if len(node.input) > 2:
-        bias = node.input[2]
-        axes = [0, *range(2, len(sizes))]
-        grad_bias = ctx.reduce_sum(g, axes, keepdims=0) if ctx.asked_for(bias) else None
-        contributions.append(grad_bias and seeded(ctx, grad_bias))
-    return contributions
-
-
-class Window(NamedTuple):
-    """How the filters of a convolution move over its input."""
-
-    group: int
-    strides: list[int]
-    dilations: list[int]
-    pads: list[int]  # all beginnings, then all ends
-    rest: list[int]  # what the strides do not reach, at the end of each axis
-
-    @classmethod
-    def of(cls, node: onnx.NodeProto, sizes: Sequence[int], kernel: Sequence[int]) -> Window:
-        """From a node, for spatial extents of input and filters."""
-        axes = range(len(sizes))
-        strides = list(attribute(node, "strides", [1] * len(sizes)))
-        dilations = list(attribute(node, "dilations", [1] * len(sizes)))
-        pads = list(attribute(node, "pads", [0] * 2 * len(sizes)))
-        auto_pad = attribute(node, "auto_pad", "NOTSET")
-        reach = [dilations[i] * (kernel[i] - 1) + 1 for i in axes]
-        if auto_pad == "VALID":
-            pads = [0] * 2 * len(sizes)
-        elif auto_pad != "NOTSET":  # as many results as strides in the input
-            steps = [-(-sizes[i] // strides[i]) - 1 for i in axes]
-            total = [max(steps[i] * strides[i] + reach[i] - sizes[i], 0) for i in axes]
-            less, more = [t // 2 for t in total], [t - t // 2 for t in total]
-            pads = [*less, *more] if auto_pad == "SAME_UPPER" else [*more, *less]
-        padded = [sizes[i] + pads[i] + pads[i + len(sizes)] for i in axes]
-        rest = [(padded[i] - reach[i]) % strides[i] for i in axes]
-        return cls(int(attribute(node, "group", 1)), strides, dilations, pads, rest)
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """Those that Conv and ConvTranspose share."""
-        return {key: value for key, value in self._asdict().items() if key != "rest"}
-
-
-def conv_weights(
-    ctx: Any, x: str, g: str, sizes: Sequence[int], filters: Sequence[int], window: Window
-) -> str:
-    """Derivative of the weights: see `conv`."""
-    inner = list(range(2, len(sizes)))
-    swap = [1, 0, *inner]
-    if window.group == 1:
-        turned = ctx.b.op("Transpose", [x], perm=swap)
-    else:  # [N, group channels, ...] -> [channels, group N, ...]; N is the one unknown size
-        split = [-1, window.group, filters[1], *sizes[2:]]
-        apart = ctx.b.op("Reshape", [x, ctx.b.ints(split)])
-        turned = ctx.b.op("Transpose", [apart], perm=[2, 1, 0, *(i + 1 for i in inner)])
-        turned = ctx.b.op("Reshape", [turned, ctx.b.ints([filters[1], -1, *sizes[2:]])])
-    correlated = ctx.b.op(
-        "Conv",
-        [turned, ctx.b.op("Transpose", [g], perm=swap)],
-        strides=window.dilations,
-        dilations=window.strides,
-        pads=window.pads,
-        group=window.group,
-    )
-    # Where strides leave a rest, it is larger than the filters.
-    cropped = ctx.slice(correlated, [0] * len(inner), list(filters[2:]), inner)
-    return str(ctx.b.op("Transpose", [cropped], perm=swap))
-
-
-def concat(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
+def concat(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     """The pieces of g, of the extents that the operands have at run time."""
     shapes = [ctx.shapes.shape(name) for name in node.input]
     axis = int(attribute(node, "axis")) % ctx.rank(node.output[0])
@@ -268,27 +177,34 @@ def concat(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str 
     return list(pieces) if len(node.input) > 1 else [pieces]
 
 
-def slice_(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
-    """g, scattered to where the same Slice takes the elements from."""
-    x, rest = node.input[0], [None] * (len(node.input) - 1)
-    assert grads[0] is not None
-    # Numbers of the elements of x: those that the slice has are where g goes.
-    count = ctx.b.op("Size", [x])
+def slice_(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
+    """g, put to where the same Slice takes the elements from."""
+    x, *operands = node.input
+    taken = ctx.b.op("Slice", [numbered(ctx, x), *operands])
+    return [put_back(ctx, x, taken, plain(ctx, grads[0])), *[None] * len(operands)]
+
+
+def numbered(ctx: Any, x: str) -> str:
+    """The numbers of the elements of x, in its shape."""
     zero, one = (ctx.b.constant(i, TensorProto.INT64, ()) for i in (0, 1))
-    numbers = ctx.b.op("Reshape", [ctx.b.op("Range", [zero, count, one]), ctx.shape_of(x)])
-    taken = ctx.b.op("Slice", [numbers, *node.input[1:]])
+    numbers = ctx.b.op("Range", [zero, ctx.b.op("Size", [x]), one])
+    return str(ctx.b.op("Reshape", [numbers, ctx.shape_of(x)]))
+
+
+def put_back(ctx: Any, x: str, taken: str, g: str) -> str:
+    """The derivative of x, of which a node took the elements of these numbers, some repeatedly."""
     flat = ctx.b.ints([-1])
     zeros = ctx.b.op(
         "ConstantOfShape",
-        [ctx.b.op("Reshape", [count, flat])],
+        [ctx.b.op("Reshape", [ctx.b.op("Size", [x]), flat])],
         value=helper.make_tensor("zero", ctx.dtype(x), [1], [0]),
     )
-    where, what = (ctx.b.op("Reshape", [v, flat]) for v in (taken, plain(ctx, grads[0])))
-    scattered = ctx.b.op("ScatterElements", [zeros, where, what])
-    return [ctx.reshape_like(scattered, x), *rest]
+    where, what = (ctx.b.op("Reshape", [value, flat]) for value in (taken, g))
+    scattered = ctx.b.op("ScatterElements", [zeros, where, what], reduction="add")
+    return str(ctx.reshape_like(scattered, x))
 
 
-def slice_or_pad(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> list[str | None]:
+def slice_or_pad(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     """A Pad where the bounds and the extents of the axes that are cut are known: it is faster."""
     x = node.input[0]
     shape = ctx.shapes.shape(x)
@@ -310,18 +226,63 @@ def slice_or_pad(ctx: Any, node: onnx.NodeProto, grads: list[str | None]) -> lis
     return [padded, *[None] * (len(node.input) - 1)]
 
 
-def shape_text(shape: tuple[int | None, ...] | None) -> str:
-    """``[?, 3, 8]``."""
-    if shape is None:
-        return "unknown"
-    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+def gather_nd(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
+    """g, added to where the same GatherND takes the elements from."""
+    x, indices = node.input
+    batch_dims = attribute(node, "batch_dims", 0)
+    taken = ctx.b.op("GatherND", [numbered(ctx, x), indices], batch_dims=batch_dims)
+    return [put_back(ctx, x, taken, plain(ctx, grads[0])), None]
+
+
+def pad(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
+    """g, cut where there were pads, and padded where these were negative."""
+    x, pads, *rest = node.input
+    if rest and rest[0] and ctx.asked_for(rest[0]):
+        raise UnsupportedOperator("its constant_value depends on a parameter")
+    g, axes = plain(ctx, grads[0]), rest[1:]
+    mode = attribute(node, "mode", "constant")
+    if mode == "constant":
+        made = seeded(ctx, ctx.b.op("Pad", [g, ctx.b.op("Neg", [pads]), "", *axes]))
+    else:  # copies of elements
+        taken = ctx.b.op("Pad", [numbered(ctx, x), pads, "", *axes], mode=mode)
+        made = put_back(ctx, x, taken, g)
+    return [made, *[None] * (len(node.input) - 1)]
+
+
+def tile(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
+    """The copies of g, added: each of its axes is taken apart into copies and extent."""
+    x, repeats = node.input
+    columns = [ctx.unsqueeze(sizes, [1]) for sizes in (repeats, ctx.shape_of(x))]
+    pairs = ctx.b.op("Reshape", [ctx.b.op("Concat", columns, axis=1), ctx.b.ints([-1])])
+    apart = ctx.b.op("Reshape", [plain(ctx, grads[0]), pairs])
+    copies = list(range(0, 2 * ctx.rank(x), 2))
+    return [seeded(ctx, ctx.reduce_sum(apart, copies, keepdims=0)), None]
+
+
+def power(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
+    """onnx-ad's, which refuses an exponent of another type than the base, also a constant one."""
+    base, exponent = node.input
+    if ctx.dtype(base) == ctx.shapes.dtype(exponent) or ctx.asked_for(exponent):
+        return THEIRS["Pow"](ctx, node, grads)
+    cast = ctx.b.op("Cast", [exponent], to=ctx.dtype(base))
+    ctx.shapes.declare(cast, ctx.shapes.shape(exponent), ctx.dtype(base))
+    alike = helper.make_node("Pow", [base, cast], list(node.output))
+    return THEIRS["Pow"](ctx, alike, grads)
 
 
 THEIRS: dict[str, Rule] = dict(REVERSE)
 RULES: dict[str, Rule] = {
+    "AveragePool": average_pool,
     "Concat": concat,
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "GatherND": gather_nd,
     "Gemm": gemm,
     "MatMul": matmul,
+    "MaxPool": max_pool,
+    "Pad": pad,
+    "Pow": power,
+    "Resize": resize,
     "Slice": slice_or_pad,
+    "Tile": tile,
 }

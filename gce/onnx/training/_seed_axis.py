@@ -3,13 +3,14 @@
 onnx-ad puts a last axis, of as many seeds as there are, on every derivative. A loss has one seed,
 and operators on arrays whose last axis has size 1 are slow in ONNX Runtime: a division that
 broadcasts took twelve times as long. `without_seed_axis` follows the values that an Unsqueeze gave
-that axis through the nodes that leave it alone, and rewrites those for the values without it.
+that axis through the nodes that leave it alone, and rewrites those for the values without it. Rules
+that compute without it begin with `plain` and end with `seeded`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableSequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, MutableSequence
+from typing import Any, TypeAlias
 
 import numpy.typing as npt
 import onnx
@@ -18,7 +19,10 @@ from onnx_ad._graph import node_reads
 
 from gce.onnx.training._nodes import Nodes
 
-__all__ = ["without_seed_axis"]
+__all__ = ["Grads", "plain", "seeded", "without_seed_axis"]
+
+# Names of the derivatives of a node's outputs or inputs; None: there is none.
+Grads: TypeAlias = list[str | None]
 
 # Elementwise, broadcasting from the last axis on.
 ELEMENTWISE = {
@@ -29,18 +33,34 @@ ELEMENTWISE = {
 REDUCTIONS = ("ReduceSum", "ReduceMean")
 
 
+def plain(ctx: Any, grad: str | None) -> str:
+    """The derivative without the axis of its one seed, in a rule of onnx-ad."""
+    assert grad is not None
+    return str(ctx.squeeze(grad, [-1]))
+
+
+def seeded(ctx: Any, value: str) -> str:
+    """The derivative with the axis of its one seed."""
+    return str(ctx.unsqueeze(value, [-1]))
+
+
 def without_seed_axis(
     nodes: Iterable[onnx.NodeProto],
     initializers: MutableSequence[onnx.TensorProto],
     fresh: Callable[[], str],
+    forward: Container[str],
 ) -> list[onnx.NodeProto]:
     """The nodes, with fewer of them on values whose last axis is one that an Unsqueeze made.
 
-    All values keep their names, but for those that only nodes with that axis used.
+    All values keep their names, but for those that only nodes with that axis used. Nodes that give
+    a value of `forward` stay as they are: there, a last axis may become another.
     """
     walk = Walk(initializers, fresh)
     for node in nodes:
-        walk.visit(node)
+        if any(name in forward for name in node.output):
+            walk.keep(node)
+        else:
+            walk.visit(node)
     initializers.extend(walk.made.initializers)
     return walk.made.nodes
 
@@ -51,14 +71,25 @@ class Walk:
     def __init__(self, initializers: Iterable[onnx.TensorProto], fresh: Callable[[], str]) -> None:
         self.made = Nodes(fresh)
         self.tensors = {tensor.name: tensor for tensor in initializers}
+        # Values without axes, which broadcast to whatever there is.
+        self.scalars = {name for name, tensor in self.tensors.items() if not tensor.dims}
         self.shapes: dict[str, list[str]] = {}  # inputs of Concats
         self.bare: dict[str, str] = {}  # a value with the axis, and the same without it
         self.emitted: set[str] = set()  # those that exist with it too
 
-    def visit(self, node: onnx.NodeProto) -> None:
-        """Take one node over, as it is or without the axis."""
+    def keep(self, node: onnx.NodeProto) -> None:
+        """Take one node over as it is."""
         if node.op_type == "Concat":
             self.shapes[node.output[0]] = list(node.input)
+        of_scalars = node.op_type in ELEMENTWISE and self.scalars.issuperset(node.input)
+        if node.op_type == "Size" or of_scalars:
+            self.scalars.add(node.output[0])
+        for name in node_reads(node):
+            self.emit(name)
+        self.made.nodes.append(node)
+
+    def visit(self, node: onnx.NodeProto) -> None:
+        """Take one node over, as it is or without the axis."""
         bare_inputs = [name for name in node.input if name in self.bare]
         if node.op_type == "Unsqueeze" and self.ints(node, 1) == [-1]:
             source = node.input[0]
@@ -69,9 +100,7 @@ class Walk:
             return
         inputs = self.inputs_without(node) if bare_inputs and len(node.output) == 1 else None
         if inputs is None:
-            for name in node_reads(node):
-                self.emit(name)
-            self.made.nodes.append(node)
+            self.keep(node)
             return
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Transpose":
@@ -84,7 +113,7 @@ class Walk:
         if node.op_type in ELEMENTWISE:
             inputs = [self.bare.get(name, name) for name in node.input]
             rest = [name for name in node.input if name not in self.bare]
-            return inputs if all(self.is_scalar(name) for name in rest) else None
+            return inputs if self.scalars.issuperset(rest) else None
         if first is None:
             return None
         if node.op_type == "Transpose":
@@ -128,7 +157,3 @@ class Walk:
         """A constant."""
         tensor = self.tensors.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
-
-    def is_scalar(self, name: str) -> bool:
-        """Whether it is a constant without axes, which broadcasts to whatever there is."""
-        return name in self.tensors and not self.tensors[name].dims

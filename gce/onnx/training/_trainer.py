@@ -15,17 +15,17 @@ from onnx import numpy_helper
 from gce.onnx._graphs import copy_of
 from gce.onnx.training import _checkpoint, _programs
 from gce.onnx.training._checks import (
+    Feeds,
     Inputs,
     checked_count,
-    checked_inputs,
-    checked_labels,
     checked_rate,
     digest,
     kinds,
     plain,
+    sizes,
 )
-from gce.onnx.training._graph import Forward, graph_of
-from gce.onnx.training._optimizers import AdamW, Optimizer
+from gce.onnx.training._graph import Forward, all_options, checked_optimizer, graph_of
+from gce.onnx.training._optimizers import Optimizer
 from gce.onnx.training._programs import Program, Runner, Store
 
 __all__ = ["Trainer"]
@@ -53,21 +53,31 @@ class Trainer:
         Each step of the optimizer is made from this many calls of `step`: of the mean of their
         gradients, or of the sum with ``reduction="sum"``.
     session_options : onnxruntime.SessionOptions, optional
-        For all sessions, as for the number of threads.
+        For all sessions, as for the number of threads. The operator is registered on them. By
+        default the runtime's own, but that it prints nothing: errors are raised.
     **options
         Of the loss, as for `training_graph`.
+
+    Attributes
+    ----------
+    grad_norm : float or None
+        With `clip_norm`, the norm of the last step's gradients before they were clipped.
 
     Raises
     ------
     gce.onnx.training.UnsupportedOperator
         onnx-ad cannot differentiate a node between a parameter and the logits; it is named.
-    TypeError, ValueError
+    TypeError, ValueError, onnx.checker.ValidationError
         As for `training_graph`.
 
     Notes
     -----
     Memory: parameters and state are held twice, as a step reads the old ones and writes new ones.
     So a step that fails, by an error of the runtime or a loss that is not finite, changes nothing.
+
+    That gradients are finite where the loss is, only `clip_norm` has checked, however large it is.
+
+    One thread at a time may use a trainer, and any thread may. Several trainers are independent.
 
     Examples
     --------
@@ -110,11 +120,11 @@ class Trainer:
         session_options: onnxruntime.SessionOptions | None = None,
         **options: Any,
     ) -> None:
-        optimizer = AdamW() if optimizer is None else optimizer
+        optimizer, options = checked_optimizer(optimizer), all_options(options)
         self._accumulate = checked_count("accumulate", accumulate)
-        self._learning_rate, self._gamma = learning_rate, gamma
-        self._options = options
-        self._per_row = bool(options.get("gamma_per_row", False))
+        if not callable(learning_rate):
+            checked_rate(learning_rate)
+        self._learning_rate, self._gamma, self._options = learning_rate, gamma, options
         self._forward = Forward(model, logits, parameters, frozen, tied)
         self._session_options = session_options
         if session_options is None:
@@ -122,14 +132,6 @@ class Trainer:
             # It would warn of constants that its optimizations leave without use, and print errors
             # that are raised.
             self._session_options.log_severity_level = 4
-        self._config = {
-            "forward": digest(self._forward),
-            "parameters": kinds(self._forward.initial),
-            "optimizer": repr(optimizer),
-            "clip_norm": clip_norm,
-            "accumulate": self._accumulate,
-            "loss": {key: plain(value) for key, value in sorted(options.items())},
-        }
         self._parameters = Store(self._forward.initial)
         self._sums = Store({})
         if self._accumulate == 1:
@@ -138,12 +140,24 @@ class Trainer:
             self._state = Store(state)
             self._step = self._runner(_programs.whole_step(graph))
         else:
-            scale = 1.0 / self._accumulate if options.get("reduction") != "sum" else 1.0
+            scale = 1.0 / self._accumulate if options["reduction"] == "mean" else 1.0
             collect, apply, sums, state = _programs.accumulation(
                 self._forward, optimizer, clip_norm, scale, options
             )
             self._state, self._sums = Store(state), Store(sums)
             self._step, self._apply = self._runner(collect), self._runner(apply)
+        self._config = {
+            "parameters": kinds(self._forward.initial),
+            "optimizer": repr(optimizer),
+            "clip_norm": plain(clip_norm),
+            "accumulate": self._accumulate,
+            "loss": {key: plain(value) for key, value in options.items()},
+            "model": digest(self._forward),
+        }
+        program = self._step.program
+        self._feeds = Feeds(
+            program.model, self._forward.inputs, program.feeds["labels"], options["gamma_per_row"]
+        )
         self._evaluation: Runner | None = None
         self._prediction: Runner | None = None
         self._steps = self._collected = 0
@@ -183,12 +197,16 @@ class Trainer:
         Parameters
         ----------
         inputs : mapping of str to array_like, or array_like
-            The inputs of the model by name; the array alone if there is but one. Their types are
-            the model's: nothing is converted.
+            The inputs of the model by name, those that the logits need; the array alone if there
+            is but one. Their types are the model's: nothing is converted.
         labels : array_like of int
             As the loss takes them: for logits [N, C, d1...dk] of shape [N, d1...dk].
-        gamma, learning_rate : optional
-            For this call, instead of those of the trainer.
+        gamma : array_like, optional
+            γ of this call, instead of the trainer's: a number, or with ``gamma_per_row`` one per
+            row too, of the shape of labels.
+        learning_rate : float, optional
+            That of this call, instead of the trainer's. With ``accumulate`` that of the call which
+            completes a step counts.
 
         Returns
         -------
@@ -199,19 +217,21 @@ class Trainer:
         ------
         TypeError, ValueError
             An input is missing, unknown, or of another type or shape than the model's; labels, γ
-            or learning rate are.
-        FloatingPointError
-            The loss, or the norm of the gradients if they are clipped, is not finite.
+            or learning rate are of the wrong type or shape, or γ or learning rate out of range.
         IndexError
             A label is out of range.
+        FloatingPointError
+            The loss, or the norm of the gradients if they are clipped, is not finite.
+        RuntimeError
+            A node of the model fails; the runtime names it.
 
         Notes
         -----
-        Whatever is raised, parameters, state and the number of steps are what they were.
+        Whatever is raised, parameters, state, sums of gradients and the number of steps are what
+        they were.
         """
         rate = checked_rate(self.learning_rate if learning_rate is None else learning_rate)
-        feeds = {**self._fed(inputs), **self._fed_to_loss(labels, gamma)}
-        results = self._step.run({**feeds, "learning_rate": rate})
+        results = self._step.run({**self._fed(inputs, labels, gamma), "learning_rate": rate})
         loss: Any = results["loss"][()]
         self._require_finite("loss", loss)
         if self._accumulate == 1:
@@ -260,15 +280,15 @@ class Trainer:
 
         Returns
         -------
-        numpy floating scalar, or ndarray
-            As the option ``reduction`` says; it may be "none" only in a trainer that never steps.
+        numpy floating scalar
+            The loss, which may be infinite or NaN.
 
         Raises
         ------
-        TypeError, ValueError, IndexError
+        TypeError, ValueError, IndexError, RuntimeError
             As for `step`.
         """
-        feeds = {**self._fed(inputs), **self._fed_to_loss(labels, gamma)}
+        feeds = self._fed(inputs, labels, gamma)
         if self._evaluation is None:
             self._evaluation = self._runner(_programs.evaluation(self._forward, self._options))
         loss: Any = self._evaluation.run(feeds)["loss"][()]
@@ -289,12 +309,12 @@ class Trainer:
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError, ValueError, RuntimeError
             As for `step`.
         """
         if self._prediction is None:
             self._prediction = self._runner(_programs.prediction(self._forward))
-        return self._prediction.run(self._fed(inputs))["logits"]
+        return self._prediction.run(fed_inputs(self._feeds.inputs(inputs)))["logits"]
 
     def save(self, path: str | os.PathLike[str], *, extra: Any = None) -> None:
         """Write a checkpoint: parameters, optimizer state, sums of gradients, number of steps.
@@ -311,7 +331,7 @@ class Trainer:
         ------
         OSError
             The file cannot be written.
-        TypeError
+        TypeError, ValueError
             JSON cannot hold `extra`.
         """
         arrays = {**self._parameters.arrays, **self._state.arrays, **self._sums.arrays}
@@ -348,11 +368,12 @@ class Trainer:
         stores = (self._parameters, self._state, self._sums)
         own = {name: array for store in stores for name, array in store.arrays.items()}
         _checkpoint.require_same(path, "", header["config"], self._config)
-        _checkpoint.require_same(path, "arrays", kinds(arrays), kinds(own))
+        _checkpoint.require_same(path, "arrays", sizes(arrays), sizes(own))
+        steps, collected, extra = (header[key] for key in ("steps", "collected", "extra"))
         for name, array in own.items():
-            np.copyto(array, arrays[name])
-        self._steps, self._collected = header["steps"], header["collected"]
-        return header["extra"]
+            np.copyto(array, arrays[name].reshape(array.shape))
+        self._steps, self._collected, self.grad_norm = steps, collected, None
+        return extra
 
     def export(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
         """Give the forward model with the trained parameters.
@@ -381,20 +402,14 @@ class Trainer:
         stores = (self._parameters, self._state, self._sums)
         return Runner(program, stores, self._session_options)
 
-    def _fed(self, inputs: Inputs) -> dict[str, Array]:
-        return {
-            f"inputs.{name}": array
-            for name, array in checked_inputs(self._forward.model, self._forward.inputs, inputs)
-        }
+    def _fed(
+        self, inputs: Inputs, labels: npt.ArrayLike, gamma: npt.ArrayLike | None
+    ) -> dict[str, Array]:
+        arrays = self._feeds.inputs(inputs)
+        of_loss = self._feeds.of_loss(arrays, labels, self.gamma if gamma is None else gamma)
+        return {**fed_inputs(arrays), **of_loss}
 
-    def _fed_to_loss(self, labels: npt.ArrayLike, gamma: npt.ArrayLike | None) -> dict[str, Array]:
-        indices = checked_labels(labels)
-        given = np.asarray(self.gamma if gamma is None else gamma, np.float64)
-        if self._per_row:
-            given = np.broadcast_to(given, indices.shape) if given.ndim == 0 else given
-        elif given.ndim != 0:
-            raise ValueError(
-                f"gamma has shape {given.shape}, expected a number: "
-                "one per row needs gamma_per_row=True"
-            )
-        return {"labels": indices, "gamma": given}
+
+def fed_inputs(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The forward model's inputs under the programs' names."""
+    return {f"inputs.{name}": array for name, array in arrays.items()}

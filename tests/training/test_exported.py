@@ -1,0 +1,270 @@
+"""Models of other people's exporters train as PyTorch's autograd of the composed loss does."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from exported import EXPORTED, VOCABULARY, Encoder, composed_loss, export, tokens
+from skl2onnx import to_onnx
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+from torch import nn
+
+import gce
+from gce import schedules
+from gce.onnx import training
+
+# Losses of float32, which grow apart: both sides round differently, and a step of AdamW does not
+# grow with its gradient, so that the rounding error of one that is nearly 0 moves its parameter. In
+# these few steps it came to 3e-7; a wrong gradient gives some 1e-3 at the second step.
+STEP_BY_STEP = 1e-5
+STEPS = 6
+
+BOTH = pytest.mark.parametrize("dynamo", [False, True], ids=["older", "newer"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two runtimes, each with a pool that waits busily, would take turns."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def one_thread() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # of constants that optimizations leave without use
+    return options
+
+
+@functools.cache
+def model_and_module(name: str, dynamo: bool) -> tuple[onnx.ModelProto, nn.Module]:
+    torch.manual_seed(0)
+    module = EXPORTED[name].make()
+    inputs = EXPORTED[name].inputs(np.random.default_rng(0), 3)
+    return export(module, inputs, dynamo), module
+
+
+def check_training(
+    model: onnx.ModelProto,
+    module: nn.Module,
+    name: str,
+    *,
+    gamma: Any = 0.3,
+    optimizer: Any = None,
+    arguments: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> training.Trainer:
+    """Train both for a few steps, on batches of several sizes, and compare the losses."""
+    kind, rng = EXPORTED[name], np.random.default_rng(1)
+    module = copy.deepcopy(module).eval()
+    options |= {"axis": kind.axis}
+    trainer = training.Trainer(
+        model,
+        optimizer=optimizer,
+        learning_rate=1e-2,
+        gamma=gamma,
+        session_options=one_thread(),
+        **options,
+        **(arguments or {}),
+    )
+    assert sum(a.size for a in trainer.parameters.values()) == sum(
+        parameter.numel() for parameter in module.parameters()
+    )
+    if optimizer is None:
+        peer: torch.optim.Optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    else:
+        peer = torch.optim.SGD(module.parameters(), lr=1e-2, momentum=optimizer.momentum)
+    for step in range(STEPS):
+        batch = int(rng.integers(2, 6))
+        x, labels = kind.inputs(rng, batch), kind.labels(rng, batch)
+        if options.get("ignore_index") is not None:
+            labels.flat[::3] = options["ignore_index"]
+        peer.zero_grad()
+        now = gamma(step) if callable(gamma) else gamma
+        loss = composed_loss(module(torch.from_numpy(x)), labels, now, **options)
+        loss.backward()
+        peer.step()
+        assert float(trainer.step(x, labels)) == pytest.approx(loss.item(), abs=STEP_BY_STEP), step
+    x = kind.inputs(rng, 4)
+    # Logits differ as losses do, relative to their size.
+    expected = module(torch.from_numpy(x)).detach().numpy()
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(trainer.predict(x), expected, atol=10 * STEP_BY_STEP * scale)
+    return trainer
+
+
+@BOTH
+@pytest.mark.parametrize("name", EXPORTED)
+def test_trains_as_torch_does(name: str, dynamo: bool) -> None:
+    check_training(*model_and_module(name, dynamo), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {"weights": np.linspace(0.2, 2.0, 9).astype(np.float32)}),
+        ("mlp", {"label_smoothing": 0.1, "reduction": "sum"}),
+        ("transformer", {"ignore_index": -100, "reduction": "sum"}),
+        ("transformer", {"ignore_index": 3, "label_smoothing": 0.2}),
+        (
+            "segmentation",
+            {
+                "ignore_index": 255,
+                "label_smoothing": 0.1,
+                "weights": np.array([0.5, 1.0, 1.5, 2.0], np.float32),
+            },
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gamma", [0.5, schedules.linear(STEPS - 1)], ids=["half", "linear"])
+def test_options_of_the_loss(name: str, options: dict[str, Any], gamma: Any) -> None:
+    """With SGD, whose steps are as large as the gradients are, and each γ from 0 to 1."""
+    model, module = model_and_module(name, False)
+    sums = options.get("reduction") == "sum"
+    optimizer = training.SGD(momentum=0.0 if sums else 0.9)
+    check_training(model, module, name, gamma=gamma, optimizer=optimizer, **options)
+
+
+@pytest.mark.parametrize(("name", "opset"), [("mlp", 9), ("cnn", 13), ("encoder", 14)])
+def test_older_opsets(name: str, opset: int) -> None:
+    _, module = model_and_module(name, False)
+    model = export(module, EXPORTED[name].inputs(np.random.default_rng(0), 3), False, opset)
+    assert model.opset_import[0].version == opset
+    check_training(model, module, name)
+
+
+# --- parameters that exporters make one, or two, or none ----------------------------------------
+
+
+def names_of(model: onnx.ModelProto, module: nn.Module) -> set[str]:
+    """Names of parameters that the model has as PyTorch has them."""
+    return {t.name for t in model.graph.initializer}.intersection(dict(module.named_parameters()))
+
+
+@BOTH
+def test_layers_that_are_copies_get_their_weights_back(dynamo: bool) -> None:
+    """What `test_trains_as_torch_does` would not show if exporters no longer merged them."""
+    model, module = model_and_module("encoder", dynamo)
+    assert len(names_of(model, module)) < len(list(module.parameters())) / 2
+    parameters = training.training_graph(model).parameters
+    assert len(parameters) == len(list(module.parameters()))
+    ending = {name.rpartition("layers.1.")[2] for name in parameters if "layers.1." in name}
+    if not dynamo:  # it keeps the names, in Identities, but for those of transposed weights
+        assert {"linear1.bias", "linear2.bias", "norm1.weight", "norm2.bias"} <= ending
+
+
+@BOTH
+def test_tied_parameters_stay_one(dynamo: bool) -> None:
+    model, _ = model_and_module("encoder", dynamo)
+    graph = training.training_graph(model)
+    name = "layers.layers.0.norm1.weight"
+    others = {n for n in graph.parameters if np.array_equal(graph.initial[n], graph.initial[name])}
+    assert len(others) == 4  # that of each normalization
+    tied = training.training_graph(model, tied=[name])
+    assert len(tied.parameters) == len(graph.parameters) - 3
+    assert len(others.intersection(tied.parameters)) == 1
+
+
+@BOTH
+def test_biases_of_zero(dynamo: bool) -> None:
+    """The newer exporter leaves those of Linear out: they are not trained."""
+    torch.manual_seed(0)
+    module = Encoder(zero_biases=True)
+    model = export(module, tokens(np.random.default_rng(0), 3), dynamo)
+    parameters = training.training_graph(model).parameters
+    missing = len(list(module.parameters())) - len(parameters)
+    assert missing == (2 if dynamo else 0)  # out_proj.bias of two layers
+
+
+class Tied(nn.Module):
+    """One embedding for what goes in and what comes out, and a module that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 40)
+        self.shared = nn.Linear(40, 40)
+        self.norm = nn.LayerNorm(40)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.tokens(tokens)
+        for _ in range(2):
+            hidden = self.norm(self.shared(hidden).relu())
+        return hidden @ self.tokens.weight.T
+
+
+@BOTH
+def test_ties_survive_an_export_that_folds_nothing(dynamo: bool) -> None:
+    """Folding the transposition of a weight makes another weight of it, which is trained alone."""
+    torch.manual_seed(0)
+    module = Tied()
+    inputs = tokens(np.random.default_rng(0), 3)
+    model = export(module, inputs, dynamo, optimize=False)
+    norms = ["norm.weight", "norm.bias"]
+    check_training(model, module, "transformer", arguments={"tied": norms})
+    folded = training.training_graph(export(module, inputs, dynamo), axis=-1, tied=norms)
+    trained = sum(folded.initial[name].size for name in folded.parameters)
+    assert trained > sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- scikit-learn -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipmap", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic"])
+def test_sklearn_mlp(activation: str, dtype: Any, zipmap: bool) -> None:
+    """Its outputs are label and probabilities: the logits are an inner value."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(40, 5)).astype(dtype), rng.integers(0, 3, 40)
+    network = MLPClassifier((8, 6), activation=activation, max_iter=2, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # two steps are meant
+        network.fit(x, labels)
+    model = to_onnx(network, x[:1], options={id(network): {"zipmap": zipmap}})
+    softmax = next(n for n in model.graph.node if n.op_type == "Softmax")
+    trainer = training.Trainer(
+        model, logits=softmax.input[0], optimizer=training.SGD(), learning_rate=1.0, gamma=0.4
+    )
+    start = trainer.parameters
+    assert [a.dtype for a in start.values()] == [dtype] * 6
+    loss = trainer.step(x, labels)
+
+    # The same by hand: gce for the loss, PyTorch for what is before it.
+    tensors = {
+        name: torch.tensor(array.astype(np.float64), requires_grad=True)
+        for name, array in start.items()
+    }
+    act = {"relu": torch.relu, "tanh": torch.tanh, "logistic": torch.sigmoid}[activation]
+    weights = [tensor for name, tensor in tensors.items() if name.startswith("coefficient")]
+    biases = [tensor for name, tensor in tensors.items() if name.startswith("intercept")]
+    hidden = torch.from_numpy(x.astype(np.float64))
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        hidden = act(hidden @ weight + bias)
+    logits = hidden @ weights[-1] + biases[-1]
+    expected, grad = gce.loss_and_grad(logits.detach().numpy(), labels, gamma=0.4)
+    logits.backward(torch.from_numpy(grad))
+
+    # Some roundings: of 6e-8 in float32. In float64 the operator's own bound is 1e-15.
+    tolerance = 2e-6 if dtype == np.float32 else 1e-13
+    assert loss.dtype == dtype
+    assert float(loss) == pytest.approx(float(expected), abs=tolerance)
+    for name, array in trainer.parameters.items():
+        found = start[name].astype(np.float64) - array
+        np.testing.assert_allclose(found, tensors[name].grad, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(
+        trainer.predict(x[:0]), np.zeros((0, 3))
+    )  # batches of any size, and none
+    assert [o.name for o in trainer.export().graph.output] == [o.name for o in model.graph.output]
