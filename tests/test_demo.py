@@ -89,6 +89,8 @@ def test_exactly_the_promised_share_of_labels_is_wrong(noise: float, seed: int) 
     np.testing.assert_array_equal(noisy.train.inputs, clean.train.inputs)
     np.testing.assert_array_equal(noisy.train.targets != clean.train.targets, noisy.wrong)
     assert noisy.wrong.sum() == round(noise * 1200)
+    if noise:
+        assert set(noisy.train.targets[noisy.wrong]) == set(range(10))
     assert len(noisy.wrong) == 1200
 
 

@@ -21,6 +21,7 @@ import support
 from gce import _native
 
 MODULES = ["gce", "gce.schedules", "gce.presets", "gce.reference", "gce._config", "gce._types"]
+MODULES += ["gce.onnx.training"] if importlib.util.find_spec("onnx_ad") else []
 FUNCTIONS = {"loss": gce.loss, "loss_and_grad": gce.loss_and_grad, "row_stats": gce.row_stats}
 STUB = Path(gce.__file__).with_name("_native.pyi")
 README = Path(__file__).parent.parent / "README.md"

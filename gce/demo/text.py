@@ -111,7 +111,7 @@ def lines_of_words() -> list[list[str]]:
     content: str = bible.scripture_content
     bounds = zip(bible.verse_start_indices.values(), bible.verse_end_indices.values(), strict=True)
     verses = (content[start:end].lower() for start, end in bounds)
-    return [[*re.findall(r"[a-z']+|[.,;:!?]", verse), END] for verse in verses]
+    return [[*re.findall(r"[a-zæ’]+|[.,;:!?]", verse), END] for verse in verses]
 
 
 def vocabulary(lines: Sequence[Sequence[str]]) -> dict[str, int]:

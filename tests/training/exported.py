@@ -169,8 +169,8 @@ def normalized() -> nn.Module:
     model(torch.randn(64, 3, 11, 9) * 2 + 1)
     model.eval()
     for i in (1, 4):
-        model[i] = nn.utils.fusion.fuse_conv_bn_eval(model[i], model[i + 1])
-        model[i + 1] = nn.Identity()
+        folded: Any = nn.utils.fusion.fuse_conv_bn_eval
+        model[i], model[i + 1] = folded(model[i], model[i + 1]), nn.Identity()
     return model.requires_grad_()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+import torch
 from onnx import helper, parser
 
 from gce.onnx.training._gradients import with_gradients
@@ -187,8 +188,6 @@ def torch_gradients(
     function: Callable[..., Any], arrays: Arrays, grad: Callable[..., npt.NDArray[Any]]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Arrays]:
     """In float64: y, the gradient for it that `grad` makes of its shape, and those it gives."""
-    import torch
-
     tensors = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
     y = function(*tensors.values())
     seed = grad(tuple(y.shape))

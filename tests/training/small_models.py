@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gce.onnx import training
@@ -121,3 +123,12 @@ def everything(trainer: training.Trainer) -> list[Any]:
         trainer.steps,
         trainer._collected,
     ]
+
+
+def require_refused(trainer: training.Trainer, path: Path, text: str) -> None:
+    """The checkpoint is an error, which names the file, and the trainer is as it was."""
+    before = everything(trainer), trainer.grad_norm
+    with pytest.raises(training.CheckpointError, match=text) as raised:
+        trainer.load(path)
+    assert str(path) in str(raised.value) and isinstance(raised.value, ValueError)
+    assert (everything(trainer), trainer.grad_norm) == before

@@ -18,7 +18,7 @@ from small_models import CLASSES, batch, linear, model_of, perceptron
 
 from gce import schedules
 from gce.onnx import training
-from gce.onnx.training import SGD, AdamW, Trainer
+from gce.onnx.training import SGD, AdamW, Trainer, _update
 from gce.onnx.training._graph import Forward, all_options
 from gce.onnx.training._programs import accumulation
 
@@ -399,6 +399,58 @@ def test_the_rate_of_a_call_is_for_that_call():
     other.step(x, labels)
     for name in one.parameters:
         assert one.parameters[name].tobytes() == other.parameters[name].tobytes()
+
+
+# --- chunks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chunk", [1, 2, 4, 5])
+def test_chunks_have_the_same_bits(monkeypatch, chunk, dtype, clip_norm):
+    # A Scan over rows of W, and of v, which does not decay, where these are larger than a chunk.
+    optimizer = AdamW(weight_decay=0.5, no_decay=("v",))
+    whole = Alone(optimizer, dtype, clip_norm)
+    monkeypatch.setattr(_update, "CHUNK", chunk)
+    chunked = Alone(optimizer, dtype, clip_norm)
+    scans = [node for node in chunked.program.model.graph.node if node.op_type == "Scan"]
+    assert len(scans) == (2 if chunk < 3 else 1)
+    for step in range(5):
+        whole.step(normal(dtype)(step), 0.1)
+        chunked.step(normal(dtype)(step), 0.1)
+        assert chunked.grad_norm == whole.grad_norm
+        for name, array in whole.parameters.items():
+            # A program has no reshapes at its end; the store gives the shape.
+            assert chunked.parameters[name].tobytes() == array.tobytes()
+            chunked.parameters[name] = chunked.parameters[name].reshape(array.shape)
+        for name, array in whole.state.items():
+            assert chunked.state[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_trainer_of_parameters_in_chunks(monkeypatch, accumulate):
+    options: dict[str, Any] = {"accumulate": accumulate, "clip_norm": 0.5, "learning_rate": 0.1}
+    whole = Trainer(perceptron(), **options)
+    monkeypatch.setattr(_update, "CHUNK", 8)
+    chunked = Trainer(perceptron(), **options)
+    assert chunked._state.arrays["W1.grad_sum"].shape == (5, 7)
+    assert chunked._state.arrays["W2.grad_sum"].shape == (4, 7)
+    for step in range(6):
+        assert chunked.step(*batch(8, step)) == whole.step(*batch(8, step))
+    for name, array in whole.parameters.items():
+        assert chunked.parameters[name].shape == array.shape
+        assert chunked.parameters[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 15, 16, 17, 24, 37, 64, 97, 1000, 1009, 4096])
+def test_sizes_of_chunks(monkeypatch, size):
+    monkeypatch.setattr(_update, "CHUNK", 8)
+    found = _update.chunked(size)
+    if found is None:  # it is small, or as good as prime
+        assert size <= 8 or not any(size % rows == 0 for rows in range(-(-size // 8), size // 2))
+        return
+    rows, columns = found
+    assert rows * columns == size and rows > 1 and 2 <= columns <= 8
 
 
 # --- arguments ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from small_graphs import (
@@ -18,7 +19,10 @@ from small_graphs import (
     model_of,
     session_of,
     torch_gradients,
+    with_seed,
 )
+
+from gce.onnx.training import UnsupportedOperator
 
 F = torch.nn.functional
 
@@ -180,6 +184,7 @@ STRUCTURE = [
             {"s": [4], "e": [0], "x": [1], "t": [-2]},
             {"s": [-100], "e": [100], "x": [1], "t": [3]},
             {"s": [2], "e": [2], "x": [0], "t": [1]},  # nothing
+            {"s": [2], "e": [1], "x": [0], "t": [1]},
         ]
     ),
     case("y = Slice(a, s, e)", "int64[2] s = {1, -3}, int64[2] e = {2, 4}", a=(3, 5)),
@@ -218,6 +223,11 @@ INDEXING = [
     case("y = GatherElements(a, i)", "int64[3, 2] i = {0, -1, 0, 2, 2, 1}", a=(4, 2)),
     case("y = ScatterND(a, i, b)", "int64[2, 1] i = {1, 3}", a=(4, 3), b=(2, 3)),
     case(
+        's = ScatterND <reduction = "add"> (a, i, b)\n y = Mul(s, s)',
+        "int64[3, 2] i = {0, 1, -1, 0, 0, -2}",
+        a=(4, 3, 2), b=(3, 2),
+    ),
+    case(
         "y = ScatterElements <axis = 1> (a, i, b)",
         "int64[2, 2] i = {0, -1, 2, 1}",
         a=(2, 4), b=(2, 2),
@@ -226,17 +236,24 @@ INDEXING = [
 
 # A last axis of size 1 that is the forward model's own, and none of a derivative.
 LAST_AXES = [
-    case(f"u = Unsqueeze(a, last)\n {rest}", f"{LAST}, {given}", **{"a": (2, 6), **shapes})
-    for rest, given, shapes in [
-        ("v = Exp(u)\n y = Reshape(v, s)", "int64[2] s = {3, -1}", {}),
-        ("v = Exp(u)\n w = Squeeze(v, s)\n y = Mul(w, w)", "int64[1] s = {2}", {}),
-        ("v = Exp(u)\n w = Unsqueeze(v, s)\n y = Mul(w, w)", "int64[1] s = {3}", {}),
-        ("v = Add(u, b)\n y = Mul(v, v)", "int64 s = {0}", {"b": (6, 3)}),
-        ("v = Exp(u)\n y = MatMul(v, b)", "int64 s = {0}", {"b": (1, 3)}),
-        ("v = Transpose <perm = [1, 0, 2]> (u)\n y = Mul(v, b)", "int64 s = {0}", {"b": (4,)}),
-        ("v = Exp(u)\n y = Expand(v, s)", "int64[3] s = {2, 6, 3}", {}),
-        ("v = ReduceSum <keepdims = 0> (u, s)\n y = Mul(v, a)", "int64[2] s = {0, 2}", {}),
-    ]
+    *(
+        case(f"u = Unsqueeze(a, last)\n {rest}", f"{LAST}, {given}", a=(2, 6))
+        for rest, given in [
+            ("v = Exp(u)\n y = Reshape(v, s)", "int64[2] s = {3, -1}"),
+            ("v = Exp(u)\n w = Squeeze(v, s)\n y = Mul(w, w)", "int64[1] s = {2}"),
+            ("v = Exp(u)\n w = Unsqueeze(v, s)\n y = Mul(w, w)", "int64[1] s = {3}"),
+            ("v = Exp(u)\n y = Expand(v, s)", "int64[3] s = {2, 6, 3}"),
+            ("v = ReduceSum <keepdims = 0> (u, s)\n y = Mul(v, a)", "int64[2] s = {0, 2}"),
+        ]
+    ),
+    *(
+        case(f"u = Unsqueeze(a, last)\n {rest}", LAST, a=(2, 6), b=b)
+        for rest, b in [
+            ("v = Add(u, b)\n y = Mul(v, v)", (6, 3)),
+            ("v = Exp(u)\n y = MatMul(v, b)", (1, 3)),
+            ("v = Transpose <perm = [1, 0, 2]> (u)\n y = Mul(v, b)", (4,)),
+        ]
+    ),
 ]
 
 SUBGRAPHS = [
@@ -351,9 +368,37 @@ SINGLE: list[tuple[Case, Callable[..., Any]]] = [
 )
 def test_equals_torch(case: Case, function: Callable[..., Any], shapes: str) -> None:
     arrays = case.arrays()
-    y, grad, expected = torch_gradients(function, arrays, lambda s: case.rng.normal(size=s))
+    y, grad, expected = torch_gradients(
+        function, arrays, lambda shape: np.asarray(case.rng.normal(size=shape))
+    )
     single = {name: array.astype(np.float32) for name, array in arrays.items()}
     (run,) = session_of(model_of(case, shapes, "float")).run(["y"], single)
     # Some tens of roundings to float32, 6e-8 each.
     np.testing.assert_allclose(run, y, atol=2e-6)
     assert largest_error(gradients_of(case, shapes, "float", arrays, grad), expected) <= 2e-6
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (
+            case("y = Pad(a, p, b)", "int64[4] p = {1, 0, 2, 1}", a=(2, 3), b=()),
+            "Pad node 'y': its constant_value depends on a parameter",
+        ),
+        (
+            case('y = Einsum <equation = "ii->i"> (a)', a=(3, 3)),
+            "Einsum node 'y': Einsum with a repeated index",
+        ),
+        (
+            case("y = Pow(a, b)", a=(2,), b=(2,)),
+            "Pow node 'y': Pow with a differentiated integer exponent",
+        ),
+    ],
+    ids=["Pad", "Einsum", "Pow"],
+)
+def test_refused(graph: Case, message: str) -> None:
+    model = model_of(graph, "static", "double")
+    if "Pow" in graph.body:  # of another type
+        model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    with pytest.raises(UnsupportedOperator, match=message):
+        with_seed(model, graph.names)

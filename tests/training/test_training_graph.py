@@ -26,7 +26,7 @@ from small_models import (
 
 import gce.onnx
 from gce.onnx import training
-from gce.onnx.training import SGD, AdamW, Trainer, training_graph
+from gce.onnx.training import SGD, AdamW, Trainer, _update, training_graph
 from gce.onnx.training._graph import DECIDED, OPTIONS
 
 SHAPES = {
@@ -68,7 +68,7 @@ def test_inputs_and_outputs(optimizer, elem_type, clip_norm):
         "momentum": ["momentum"],
         "AdamW": ["grad_sum", "grad_square_sum"],
     }[optimizer]
-    step = [("step", INT64, [])] if optimizer == "AdamW" else []
+    step: list[Any] = [("step", INT64, [])] if optimizer == "AdamW" else []
     state = [(f"{name}.{slot}", elem_type, dims) for name, dims in SHAPES.items() for slot in slots]
     carried = [(name, elem_type, dims) for name, dims in SHAPES.items()] + step + state
     assert described(graph.model.graph.input) == [
@@ -78,7 +78,7 @@ def test_inputs_and_outputs(optimizer, elem_type, clip_norm):
         ("learning_rate", DOUBLE, []),
         *carried,
     ]
-    norm = [] if clip_norm is None else [("grad_norm", DOUBLE, [])]
+    norm: list[Any] = [] if clip_norm is None else [("grad_norm", DOUBLE, [])]
     new = [(f"{name}.new", of_type, dims) for name, of_type, dims in carried]
     assert described(graph.model.graph.output) == [("loss", elem_type, []), *norm, *new]
 
@@ -166,7 +166,8 @@ def with_names_taken(name: str, place: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("place", ["input", "value", "constant", "parameter", "logits"])
 @pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW()], ids=["SGD", "AdamW"])
-def test_names_that_the_model_has_already(optimizer, place):
+def test_names_that_the_model_has_already(monkeypatch, optimizer, place):
+    monkeypatch.setattr(_update, "CHUNK", 8)  # for names inside of a Scan
     x, labels = batch(8, 0)
     plain = with_names_taken("something", place)
     for accumulate in (1, 2):
@@ -303,7 +304,7 @@ def test_options_are_those_of_attach_loss():
     parameters = inspect.signature(gce.onnx.attach_loss).parameters
     assert {*OPTIONS, *DECIDED} == set(parameters) and not set(OPTIONS) & set(DECIDED)
     assert all(parameters[name].default == default for name, default in OPTIONS.items())
-    text = training_graph.__doc__.partition("**options\n")[2].partition("Returns")[0]
+    text = str(training_graph.__doc__).partition("**options\n")[2].partition("Returns")[0]
     assert set(re.findall(r"``(\w+)``", text)) == set(OPTIONS)
 
 

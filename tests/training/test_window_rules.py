@@ -78,8 +78,7 @@ CONVS: list[tuple[Sizes, Sizes, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("shapes", ["static", "batch"])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("shapes", "bias"), [("static", False), ("batch", True)])
 @pytest.mark.parametrize(("x", "w", "attributes"), CONVS, ids=str)
 def test_conv(x: Sizes, w: Sizes, attributes: dict[str, Any], bias: bool, shapes: str) -> None:
     strides, dilations, pads = window(x, w[2:], **attributes)
@@ -92,8 +91,7 @@ def test_conv(x: Sizes, w: Sizes, attributes: dict[str, Any], bias: bool, shapes
     check(case(node_of("Conv", ",".join(inputs), **attributes), **inputs), conv, shapes)
 
 
-@pytest.mark.parametrize("shapes", ["static", "batch"])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("shapes", "bias"), [("static", False), ("batch", True)])
 @pytest.mark.parametrize(
     ("x", "w", "attributes"),
     [

@@ -118,9 +118,9 @@ def training_graph(
     frozen : iterable of str
         Names of initializers that stay as they are.
     tied : iterable of str
-        Names of initializers that stay one although several nodes read them and all their elements
-        are the same number. Others of this kind are split, one for each node: exporters make one of
-        all parameters that begin equal, such as the ones and zeros of fresh normalizations.
+        Names of initializers that stay one although several nodes read them. Others are split where
+        exporters make one of parameters that begin equal: those of one number throughout, such as
+        the ones and zeros of fresh normalizations, for each node; PyTorch's for each module.
     clip_norm : float, optional
         All gradients are scaled by ``min(1, clip_norm / (norm + 1e-6))``, where norm is that of all
         of them together, as ``torch.nn.utils.clip_grad_norm_`` does.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +15,9 @@ from gce.onnx._graphs import bodies_of, fresh_names, value_names
 from gce.onnx._schema import tensor_type_name
 
 __all__ = ["split_equal", "trainable"]
+
+Tensors: TypeAlias = dict[str, onnx.TensorProto]
+Reading: TypeAlias = list[tuple[onnx.NodeProto, int]]
 
 TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 HALF_TYPES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -94,7 +97,7 @@ def split_equal(model: onnx.ModelProto, tied: Iterable[str]) -> None:
     fresh normalizations and biases, or the layers of ``nn.TransformerEncoder``, which are copies;
     trained, these would stay equal. But for the `tied`, float initializers become several:
 
-    * The older exporter leaves an Identity for each parameter that it took out: it has its own
+    * The older one leaves an Identity for each parameter that it took out: it has its own
       initializer again, of the Identity's name. Where the name is the exporter's, as of transposed
       weights, it is the same parameter if the same module reads it, and the Identity stays.
     * The newer one notes each node's module. An initializer that several modules read in the same
@@ -105,44 +108,45 @@ def split_equal(model: onnx.ModelProto, tied: Iterable[str]) -> None:
     tensors = {tensor.name: tensor for tensor in graph.initializer if is_array(tensor)}
     for name in names_of("tied", tied, [tensor.name for tensor in graph.initializer]):
         tensors.pop(name, None)
+    if model.producer_name == "pytorch":
+        tensors |= without_identities(graph, tensors)
+    taken = value_names(model)
+    for name, reading in readers_of(graph).items():
+        if name not in tensors or len(reading) < 2:
+            continue
+        fresh, names = fresh_names(taken, name), dict[object, str]()
+        for (node, i), owner in zip(reading, owners_of(tensors[name], reading), strict=True):
+            if names and owner not in names:
+                names[owner] = fresh()
+                graph.initializer.append(copy_of_tensor(tensors[name], names[owner]))
+            node.input[i] = names.setdefault(owner, name)
+
+
+def without_identities(graph: onnx.GraphProto, tensors: Tensors) -> Tensors:
+    """Give each parameter of which an Identity is left an initializer: those that are new."""
     outputs = {output.name for output in graph.output}
-    copies: list[onnx.TensorProto] = []
-
-    def copy(name: str, new: str) -> None:
-        copies.append(onnx.TensorProto())
-        copies[-1].CopyFrom(tensors[name])
-        copies[-1].name = new
-
     readers = readers_of(graph)
-    kept = []
+    kept, made = [], {}
     for node in graph.node:
         name, new = (*node.input, "")[0], node.output[0]
         if node.op_type == "Identity" and name in tensors and new not in outputs:
             modules = ({module_of(reader) for reader, _ in readers[value]} for value in (name, new))
             if not new.startswith(NAME_OF_EXPORTER) or not set.intersection(*modules):
-                copy(name, new)
+                made[new] = copy_of_tensor(tensors[name], new)
                 continue
         kept.append(node)
-    graph.initializer.extend(copies)
     del graph.node[:]
     graph.node.extend(kept)
-    tensors |= {tensor.name: tensor for tensor in copies}
-    copies.clear()
-    taken = value_names(model)
-    for name, reading in readers_of(graph).items():
-        if name not in tensors:
-            continue
-        fresh, seen = fresh_names(taken, name), dict[object, str]()
-        for number, (node, i) in enumerate(reading):
-            owner = owner_of(tensors[name], reading, number)
-            if seen and owner not in seen:
-                seen[owner] = fresh()
-                copy(name, seen[owner])
-            node.input[i] = seen.setdefault(owner, name)
-    graph.initializer.extend(copies)
+    graph.initializer.extend(made.values())
+    return made
 
 
-Reading: TypeAlias = list[tuple[onnx.NodeProto, int]]
+def copy_of_tensor(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    """The same under another name."""
+    made = onnx.TensorProto()
+    made.CopyFrom(tensor)
+    made.name = name
+    return made
 
 
 def readers_of(graph: onnx.GraphProto) -> dict[str, Reading]:
@@ -155,14 +159,14 @@ def readers_of(graph: onnx.GraphProto) -> dict[str, Reading]:
     return readers
 
 
-def owner_of(tensor: onnx.TensorProto, reading: Reading, number: int) -> object:
-    """What the reader of this number shares its initializer with: equal for those that share."""
+def owners_of(tensor: onnx.TensorProto, reading: Reading) -> Sequence[object]:
+    """Something for each reader, which is equal for those that share the initializer."""
     array = numpy_helper.to_array(tensor)
     if (array == array.flat[0]).all():
-        return number
+        return range(len(reading))
     ways = {(node.op_type, i) for node, i in reading}
     merged = len(ways) == 1 and array.size <= MERGED
-    return scope_of(reading[number][0]) if merged else None
+    return [scope_of(node) if merged else None for node, _ in reading]
 
 
 def scope_of(node: onnx.NodeProto) -> str | None:

@@ -275,8 +275,7 @@ class Runner:
         if not self.program.carried:
             made = binding.get_outputs()
             return {
-                key: np.array(value.numpy())
-                for key, value in zip(self.program.results, made, strict=True)
+                key: value.numpy() for key, value in zip(self.program.results, made, strict=True)
             }
         return {key: array.copy() for key, (array, _) in self._scalars.items()}
 

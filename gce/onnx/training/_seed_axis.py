@@ -92,8 +92,8 @@ class Walk:
         """Take one node over, as it is or without the axis."""
         bare_inputs = [name for name in node.input if name in self.bare]
         if node.op_type == "Unsqueeze" and self.ints(node, 1) == [-1]:
-            source = node.input[0]
-            self.bare[node.output[0]] = source  # emitted when somebody needs it
+            self.emit(node.input[0])
+            self.bare[node.output[0]] = node.input[0]  # emitted when somebody needs it
             return
         if node.op_type == "Squeeze" and self.ints(node, 1) == [-1] and bare_inputs:
             self.made.op("Identity", self.bare[node.input[0]], output=node.output[0])

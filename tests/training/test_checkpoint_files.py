@@ -1,0 +1,335 @@
+"""Files of checkpoints: damaged, of other kinds, and what is left when writing them fails."""
+
+from __future__ import annotations
+
+import errno
+import io
+import itertools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from killed import CALLS, make_trainer
+from small_models import FEATURES, batch, everything, linear, perceptron, require_refused
+
+from gce.onnx.training import SGD, CheckpointError, Trainer
+
+
+def trained(steps: int) -> Trainer:
+    trainer = Trainer(perceptron())
+    for step in range(steps):
+        trainer.step(*batch(6, step))
+    return trainer
+
+
+# --- files that are not whole ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """A checkpoint of few bytes, mid-accumulation, and what it holds."""
+    path = tmp_path_factory.mktemp("small") / "training"
+    trainer = small_trainer()
+    for step in range(3):
+        trainer.step(*batch(6, step))
+    trainer.save(path, extra="mine")
+    return path, everything(trainer)
+
+
+def small_trainer() -> Trainer:
+    return Trainer(linear((FEATURES, 4)), optimizer=SGD(momentum=0.5), accumulate=2)
+
+
+def test_every_truncation_is_found(small, tmp_path):
+    path, _ = small
+    data = path.read_bytes()
+    trainer = small_trainer()
+    cut = tmp_path / "cut"
+    for length in {*range(0, len(data), 7), *range(60), *range(len(data) - 60, len(data))}:
+        cut.write_bytes(data[:length])
+        require_refused(trainer, cut, "is damaged, or no checkpoint")
+    cut.write_bytes(data)
+    assert trainer.load(cut) == "mine"
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_every_byte_that_is_flipped_is_found_or_harmless(small, tmp_path, turn):
+    # Harmless is what a zip says beside its members' names, places, sizes and checksums: times.
+    path, expected = small
+    data = path.read_bytes()
+    trainer = small_trainer()
+    before = everything(trainer)
+    damaged, fresh = tmp_path / "damaged", tmp_path / "fresh"
+    damaged.write_bytes(data)
+    trainer.save(fresh)
+    harmless = 0
+    with open(damaged, "r+b", buffering=0) as file:
+        for position, byte in enumerate(data):
+            flip = (0x01, 0x20, 0x80, 0xFF)[(position + turn) % 4]
+            os.pwrite(file.fileno(), bytes([byte ^ flip]), position)
+            try:
+                extra = trainer.load(damaged)
+            except CheckpointError:
+                assert everything(trainer) == before
+            else:
+                assert extra == "mine" and everything(trainer) == expected
+                harmless += 1
+                trainer.load(fresh)
+            os.pwrite(file.fileno(), bytes([byte]), position)
+    assert 0 < harmless < 80 * 4  # members
+    assert trainer.load(damaged) == "mine"
+
+
+def test_checksums_are_compared_first(small, tmp_path):
+    # Also of what nobody would have read: an array that says it is shorter than it is.
+    data = small[0].read_bytes()
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(data.replace(b"'shape': (5, 4)", b"'shape': (5, 1)", 1))
+    require_refused(small_trainer(), damaged, r"the checksum of array_0\.npy is wrong$")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_a_disk_may_do(small, tmp_path, seed):
+    # Blocks of zeros, of something else, lost, repeated; bytes behind the end.
+    path, expected = small
+    data = path.read_bytes()
+    rng = np.random.default_rng(seed)
+    start, end = sorted(rng.integers(0, len(data), 2))
+    noise = rng.bytes(end - start)
+    for changed in (
+        data[:start] + bytes(end - start) + data[end:],
+        data[:start] + noise + data[end:],
+        data[:start] + data[end:],
+        data[:end] + data[start:],
+        data + noise,
+    ):
+        damaged = tmp_path / "damaged"
+        damaged.write_bytes(changed)
+        trainer = small_trainer()
+        before = everything(trainer)
+        try:
+            assert trainer.load(damaged) == "mine" and everything(trainer) == expected
+        except CheckpointError:
+            assert everything(trainer) == before
+
+
+def archive_of(**members: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **members)
+    return file.getvalue()
+
+
+def with_header(small: tuple[Path, list[Any]], **changes: Any) -> bytes:
+    """The checkpoint with another header, and right checksums."""
+    with np.load(small[0]) as archive:
+        members = dict(archive)
+    header = {**json.loads(members.pop("header").tobytes()), **changes}
+    return archive_of(header=np.frombuffer(json.dumps(header).encode(), np.uint8), **members)
+
+
+def test_files_of_other_kinds(small, tmp_path):
+    trainer = small_trainer()
+    path = tmp_path / "other"
+    pickled = io.BytesIO()
+    np.savez(pickled, header=np.array([object()]))
+    later = with_header(small, version=2, names={"no": "list"}, config=None)
+    for data, text in (
+        (b"", "File is not a zip file"),
+        (b"loss: 0.5\n", "File is not a zip file"),
+        (perceptron().SerializeToString(), "File is not a zip file"),
+        (archive_of(weights=np.ones(3)), "header is not a file in the archive"),
+        (archive_of(header=np.ones(3)), "is damaged, or no checkpoint"),
+        (archive_of(header=np.frombuffer(b"[1, 2]", np.uint8)), "is damaged, or no checkpoint"),
+        (archive_of(header=np.frombuffer(b"{}", np.uint8)), "is damaged, or no check.*'format'"),
+        (pickled.getvalue(), "is damaged, or no checkpoint: Object arrays cannot be loaded"),
+        (with_header(small, format="mine"), "is damaged, or no checkpoint: its format is 'mine'"),
+        (later, "has version 2, expected 1"),
+        (with_header(small, names=["W", "more", "W.momentum"]), "arrays"),
+    ):
+        path.write_bytes(data)
+        require_refused(trainer, path, text)
+    path.write_bytes(with_header(small))
+    assert trainer.load(path) == "mine"
+
+
+def test_places_that_cannot_be_read(tmp_path):
+    trainer = trained(2)
+    before = everything(trainer)
+    with pytest.raises(IsADirectoryError):
+        trainer.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        trainer.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError):
+        trainer.load(tmp_path / "nothing" / "nothing")
+    assert everything(trainer) == before
+
+
+# --- writing that fails ---------------------------------------------------------------------------
+
+
+def require_old_file(path: Path, data: bytes) -> None:
+    assert path.read_bytes() == data
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_extra_that_json_cannot_hold(tmp_path):
+    trainer, path = trained(1), tmp_path / "training"
+    trainer.save(path)
+    data = path.read_bytes()
+    endless: list[Any] = []
+    endless.append(endless)
+    for extra, error in ((object(), TypeError), (np.ones(2), TypeError), (endless, ValueError)):
+        with pytest.raises(error):
+            trainer.save(path, extra=extra)
+        require_old_file(path, data)
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    trainer, path = trained(1), tmp_path / "training"
+    trainer.save(path)
+    data = path.read_bytes()
+    with pytest.raises(FileNotFoundError):
+        trainer.save(tmp_path / "nothing" / "training")
+    with pytest.raises(NotADirectoryError):
+        trainer.save(path / "training")
+    require_old_file(path, data)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(OSError, match="folder") as raised:
+        trainer.save(folder)
+    assert raised.value.errno == errno.EISDIR
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "training"]
+    # What another process has left there is in the way only if it is no file.
+    beside = tmp_path / "training.tmp"
+    beside.write_bytes(b"half of a checkpoint")
+    trainer.save(path)
+    assert not beside.exists()
+    beside.mkdir()
+    with pytest.raises(IsADirectoryError):
+        trainer.save(path)
+
+
+def test_a_disk_that_is_full_leaves_the_old_file(tmp_path):
+    # By a limit on the size of files: an error of the same kind, from the same calls.
+    trainer, path = trained(1), tmp_path / "training"
+    trainer.save(path)
+    data = path.read_bytes()
+    trainer.step(*batch(6, 1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 1, 100, len(data) // 2, len(data) - 300, len(data) - 30, len(data) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(OSError) as raised:
+                trainer.save(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert raised.value.errno == errno.EFBIG
+        require_old_file(path, data)
+    trainer.save(path)
+    assert path.read_bytes() != data
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_an_error_of_the_system_leaves_the_old_file(tmp_path, monkeypatch, call, error):
+    trainer, path = trained(1), tmp_path / "training"
+    trainer.save(path)
+    data = path.read_bytes()
+
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(type(error)):
+        trainer.save(path)
+    require_old_file(path, data)
+    monkeypatch.undo()
+    trainer.save(path)
+
+
+def test_a_file_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
+    # Written, flushed, synced, renamed, and the folder synced: in this order.
+    calls = []
+    order = itertools.count()
+    fsync, replace = os.fsync, os.replace
+    path = tmp_path / "training"
+
+    def watched_fsync(descriptor: int) -> None:
+        target = os.readlink(f"/proc/self/fd/{descriptor}")
+        calls.append((next(order), "fsync", target, os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    def watched_replace(old: Any, new: Any) -> None:
+        calls.append((next(order), "replace", str(new), os.stat(old).st_size))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    trained(1).save(path)
+    size = path.stat().st_size
+    assert [call[1:3] for call in calls] == [
+        ("fsync", f"{path}.tmp"), ("replace", str(path)), ("fsync", str(tmp_path)),
+    ]  # fmt: skip
+    assert calls[0][3] == calls[1][3] == size
+
+
+# --- processes that are killed --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Where the trainings of killed.py have been, and what it says of them."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and run.stderr == "", run.stderr
+    return folder, json.loads(run.stdout)
+
+
+def test_a_training_that_is_killed_again_and_again(killed):
+    # At random moments, most of them while it writes; it has the losses of one that was not.
+    folder, results = killed
+    found = results["random"]
+    assert found["code"] == 0 and found["began"]
+    assert found["killed"] >= 3
+    whole, resumed = make_trainer(), make_trainer()
+    expected = [float(whole.step(*batch(6, call))) for call in range(CALLS)]
+    assert resumed.load(folder / "random") == expected
+    assert everything(resumed) == everything(whole)
+    assert resumed.steps == CALLS // 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 4000])
+def test_killed_while_it_writes(killed, count):
+    _, results = killed
+    found = results[f"after {count} bytes"]
+    assert found == {"signal": signal.SIGXFSZ, "found": "old", "beside": found["beside"]}
+    assert 0 <= found["beside"] <= count
+
+
+@pytest.mark.parametrize(
+    ("moment", "found", "beside"),
+    [
+        ("before fsync", "old", True),
+        ("after fsync", "old", True),
+        ("before replace", "old", True),
+        ("after replace", "new", False),
+    ],
+)
+def test_killed_in_between(killed, moment, found, beside):
+    folder, results = killed
+    assert results[moment]["signal"] == signal.SIGKILL
+    assert results[moment]["found"] == found
+    assert (results[moment]["beside"] is not None) is beside
+    # The next one is written over what is left.
+    trainer = make_trainer()
+    trainer.save(folder / moment, extra="newest")
+    assert make_trainer().load(folder / moment) == "newest"
+    assert not (folder / f"{moment}.tmp").exists()
