@@ -81,7 +81,7 @@ def test_both_trainings_have_the_same_losses_and_parameters(
     np.testing.assert_allclose(other["losses"], losses, rtol=0, atol=TOLERANCE)
     assert max(losses) - min(losses) > 100 * TOLERANCE
     for parameter, value in native.values().items():
-        # Where gradients are of the size of epsilon or of rounding errors, AdamW's steps may differ.
+        # Where gradients are as small as epsilon or rounding errors, AdamW's steps may differ.
         atol = TOLERANCE if optimizer == "sgd" else 2 * rate * STEPS
         np.testing.assert_allclose(other[parameter], value, rtol=0, atol=atol)
 

@@ -354,7 +354,8 @@ def test_an_exported_model_needs_no_library(tmp_path, dtype):
         assert getattr(exported.graph, field) == getattr(model.graph, field)
     session = onnxruntime.InferenceSession(str(trained))  # nothing is registered
     logits, hidden = session.run(None, {"x": x})
-    assert logits.tobytes() == trainer.predict(x).tobytes()
+    # Weights that are constants may be multiplied in another order.
+    np.testing.assert_allclose(logits, trainer.predict(x), rtol=1e-5, atol=1e-6)
     assert hidden.shape == (8, HIDDEN)
     # It is a copy: neither changes the other, and a training goes on from it.
     exported.graph.initializer[0].ClearField("raw_data")
@@ -423,6 +424,7 @@ def wide_perceptron() -> onnx.ModelProto:
     return model
 
 
+# The second is not promised: it is so with the versions and CPUs that were tried.
 @pytest.mark.parametrize("threads", [(2, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("kind", ["wide", "sequences"])
 def test_two_trainings_have_the_same_bits(kind, threads):

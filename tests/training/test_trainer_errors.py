@@ -372,6 +372,24 @@ def test_a_schedule_that_fails():
         assert everything(trainer) == everything(Trainer(perceptron()))
 
 
+@pytest.mark.parametrize("elem_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_logits_of_16_bits(elem_type):
+    # Parameters are float32, logits may be float16; numpy has no bfloat16.
+    model = perceptron()
+    model.graph.node[-1].output[0] = "wide"
+    model.graph.node.append(helper.make_node("Cast", ["wide"], ["logits"], to=elem_type))
+    model.graph.output[0].type.tensor_type.elem_type = elem_type
+    if elem_type == TensorProto.FLOAT16:
+        trainer, plain = Trainer(model), Trainer(perceptron())
+        loss = trainer.step(X, LABELS)
+        assert loss.dtype == np.float16 and loss == pytest.approx(plain.step(X, LABELS), rel=1e-3)
+        return
+    with pytest.raises(
+        TypeError, match=r"^loss has type tensor\(bfloat16\), expected one of tenso"
+    ):
+        Trainer(model)
+
+
 def test_the_model_of_an_error_is_left_as_it_is():
     model = perceptron()
     before = model.SerializeToString()

@@ -235,7 +235,7 @@ class Runner:
         self._shapes = {output.name: output.shape for output in self.session.get_outputs()}
         # Results of programs that carry something are scalars, which have their place too.
         self._scalars = {
-            key: with_value(np.zeros((), DTYPES[types[name]]))
+            key: with_value(np.zeros((), dtype_of(key, types[name])))
             for key, name in program.results.items()
             if program.carried
         }
@@ -291,6 +291,13 @@ class Runner:
             for key, (_, value) in self._scalars.items():
                 binding.bind_ortvalue_output(self.program.results[key], value)
         return binding
+
+
+def dtype_of(result: str, type_name: str) -> npt.DTypeLike:
+    """The numpy type of a scalar."""
+    if type_name not in DTYPES:
+        raise TypeError(f"{result} has type {type_name}, expected one of {', '.join(DTYPES)}")
+    return DTYPES[type_name]
 
 
 def text_of_loss(error: RuntimeError) -> str | None:
