@@ -8,71 +8,23 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from small_models import CLASSES, batch, linear, model_of, perceptron
+from optimizer_alone import Alone, Arrays, normal
+from small_models import CLASSES, batch, linear, perceptron
 
 from gce import schedules
 from gce.onnx import training
-from gce.onnx.training import SGD, AdamW, Trainer, _update
-from gce.onnx.training._graph import Forward, all_options
-from gce.onnx.training._programs import accumulation
+from gce.onnx.training import SGD, AdamW, Trainer
 
 Array = np.ndarray[Any, Any]
-Arrays = dict[str, Array]
 
 # A step rounds some ten times, here and there, and its m and v have rounded in all steps before.
 ROUNDINGS = 20
 DTYPES = ["float32", "float64"]
-
-
-class Alone:
-    """An optimizer's graph that is fed whatever gradients: the second half of an accumulation.
-
-    Two parameters, "W" (3, 4) and "v" (3,).
-    """
-
-    def __init__(
-        self, optimizer: Any, dtype: str, clip_norm: float | None = None, seed: int = 0
-    ) -> None:
-        rng = np.random.default_rng(seed)
-        self.parameters: Arrays = {
-            "W": rng.normal(size=(3, 4)).astype(dtype),
-            "v": rng.normal(size=3).astype(dtype),
-        }
-        forward = Forward(two_parameters(self.parameters), None, None, (), ())
-        _, self.program, sums, self.state = accumulation(
-            forward, optimizer, clip_norm, 1.0, all_options({})
-        )
-        self.sums = dict(zip(forward.initial, sums, strict=True))
-        self.session = onnxruntime.InferenceSession(self.program.model.SerializeToString())
-        self.grad_norm: float | None = None
-
-    def step(self, gradients: Arrays, learning_rate: float) -> None:
-        feeds = {**self.parameters, **self.state, "learning_rate": np.array(learning_rate)}
-        feeds |= {self.sums[name]: gradient for name, gradient in gradients.items()}
-        results = dict(
-            zip([o.name for o in self.session.get_outputs()], self.session.run(None, feeds),
-                strict=True)
-        )  # fmt: skip
-        for name, new in self.program.carried.items():
-            (self.parameters if name in self.parameters else self.state)[name] = results[new]
-        if "grad_norm" in self.program.results:
-            self.grad_norm = float(results[self.program.results["grad_norm"]])
-
-
-def two_parameters(parameters: Arrays) -> onnx.ModelProto:
-    """``(x v) W``."""
-    nodes = [
-        helper.make_node("Mul", ["x", "v"], ["scaled"]),
-        helper.make_node("MatMul", ["scaled", "W"], ["logits"]),
-    ]
-    dtype = parameters["W"].dtype.name
-    return model_of(nodes, parameters, {"x": ["N", 3]}, {"logits": ["N", 4]}, dtype=dtype)
 
 
 def torch_parameters(arrays: Arrays) -> dict[str, torch.nn.Parameter]:
@@ -131,17 +83,6 @@ def train_both(
             change = np.abs(parameter.detach().numpy().astype(np.float64) - before[name])
             moved[name] += change
             require_close(ours.parameters[name], parameter, moved[name], f"{name}, step {step}")
-
-
-def normal(dtype: str, scale: float = 1.0, seed: int = 1) -> Callable[[int], Arrays]:
-    def gradients_of(step: int) -> Arrays:
-        rng = np.random.default_rng([seed, step])
-        return {
-            name: (scale * rng.normal(size=shape)).astype(dtype)
-            for name, shape in {"W": (3, 4), "v": (3,)}.items()
-        }
-
-    return gradients_of
 
 
 SETTINGS = [
@@ -399,64 +340,6 @@ def test_the_rate_of_a_call_is_for_that_call():
     other.step(x, labels)
     for name in one.parameters:
         assert one.parameters[name].tobytes() == other.parameters[name].tobytes()
-
-
-# --- chunks ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("chunk", [1, 2, 4, 5])
-def test_chunks_change_nothing(monkeypatch, chunk, dtype, clip_norm):
-    # A Scan over rows of W, and of v, which does not decay, where these are larger than a chunk.
-    optimizer = AdamW(weight_decay=0.5, no_decay=("v",))
-    whole = Alone(optimizer, dtype, clip_norm)
-    monkeypatch.setattr(_update, "CHUNK", chunk)
-    chunked = Alone(optimizer, dtype, clip_norm)
-    scans = [node for node in chunked.program.model.graph.node if node.op_type == "Scan"]
-    assert len(scans) == (2 if chunk < 3 else 1)
-    for step in range(5):
-        whole.step(normal(dtype)(step), 0.1)
-        chunked.step(normal(dtype)(step), 0.1)
-        assert chunked.grad_norm == whole.grad_norm
-        for name, array in whole.parameters.items():
-            # A program has no reshapes at its end; the store gives the shape.
-            chunked.parameters[name] = chunked.parameters[name].reshape(array.shape)
-        # The runtime may round an element in another way where it is not in a full vector.
-        found, expected = (each.parameters | each.state for each in (chunked, whole))
-        for name, array in expected.items():
-            eps = np.finfo(dtype).eps
-            assert found[name].size == array.size
-            np.testing.assert_allclose(
-                found[name].reshape(array.shape), array, rtol=10 * eps, atol=10 * eps
-            )
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_trainer_of_parameters_in_chunks(monkeypatch, accumulate):
-    options: dict[str, Any] = {"accumulate": accumulate, "clip_norm": 0.5, "learning_rate": 0.1}
-    whole = Trainer(perceptron(), **options)
-    monkeypatch.setattr(_update, "CHUNK", 8)
-    chunked = Trainer(perceptron(), **options)
-    assert chunked._state.arrays["W1.grad_sum"].shape == (5, 7)
-    assert chunked._state.arrays["W2.grad_sum"].shape == (4, 7)
-    for step in range(6):
-        expected = pytest.approx(float(whole.step(*batch(8, step))), rel=1e-5)
-        assert chunked.step(*batch(8, step)) == expected
-    for name, array in whole.parameters.items():
-        assert chunked.parameters[name].shape == array.shape
-        np.testing.assert_allclose(chunked.parameters[name], array, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 15, 16, 17, 24, 37, 64, 97, 1000, 1009, 4096])
-def test_sizes_of_chunks(monkeypatch, size):
-    monkeypatch.setattr(_update, "CHUNK", 8)
-    found = _update.chunked(size)
-    if found is None:  # it is small, or as good as prime
-        assert size <= 8 or not any(size % rows == 0 for rows in range(-(-size // 8), size // 2))
-        return
-    rows, columns = found
-    assert rows * columns == size and rows > 1 and 2 <= columns <= 8
 
 
 # --- arguments ------------------------------------------------------------------------------------

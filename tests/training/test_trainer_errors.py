@@ -338,6 +338,19 @@ def test_a_norm_that_is_not_finite(accumulate, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_norm_that_an_earlier_call_has_spoilt(tmp_path):
+    trainer = Trainer(linear(), accumulate=2, clip_norm=1.0)
+    trainer.save(tmp_path / "training")
+    trainer.step(np.full((4, FEATURES), 1e30, "f4"), np.zeros(4, int))
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="the norm of the gradients is inf in step 0"):
+            trainer.step(X, LABELS)
+    trainer.load(tmp_path / "training")
+    trainer.step(X, LABELS)
+    trainer.step(X, LABELS)
+    assert trainer.steps == 1
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_interrupt_is_an_error_like_others(accumulate, monkeypatch):
     trainer = Trainer(perceptron(), accumulate=accumulate)

@@ -59,7 +59,7 @@ class TrainingGraph:
         the optimizer's state. Outputs: the loss, the gradients' norm if they are clipped, then the
         new parameters and the new state.
     inputs : tuple of str
-        The inputs of the forward model.
+        The inputs of the forward model that its logits need.
     labels, gamma, learning_rate : str
         The inputs that the loss and the optimizer need: int64 labels; float64 scalars (γ of the
         labels' shape with ``gamma_per_row``). The names are these words, or begin with them where

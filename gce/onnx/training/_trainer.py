@@ -228,7 +228,8 @@ class Trainer:
         Notes
         -----
         Whatever is raised, parameters, state, sums of gradients and the number of steps are what
-        they were.
+        they were. With ``accumulate``, gradients that are not finite are found by the call that
+        completes the step; where they are those of an earlier one, `load` is the way out.
         """
         rate = checked_rate(self.learning_rate if learning_rate is None else learning_rate)
         results = self._step.run({**self._fed(inputs, labels, gamma), "learning_rate": rate})
