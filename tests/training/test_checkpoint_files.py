@@ -19,6 +19,7 @@ import pytest
 from killed import CALLS, make_trainer
 from small_models import FEATURES, batch, everything, linear, perceptron, require_refused
 
+import gce
 from gce.onnx.training import SGD, CheckpointError, Trainer
 
 
@@ -289,7 +290,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     """Where the trainings of killed.py have been, and what it says of them."""
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    # The gce that is tested here, be another installed.
+    environment = {**os.environ, "PYTHONPATH": str(Path(gce.__file__).parents[1])}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0 and run.stderr == "", run.stderr
     return folder, json.loads(run.stdout)
 

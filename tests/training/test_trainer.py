@@ -467,10 +467,13 @@ def test_memory_does_not_grow(accumulate):
                 trainer.predict(data[call // 2 % 2][0])
 
     work(500)
-    before = resident_kilobytes()
-    work(4000)
+    growth = []
+    for _ in range(3):  # an allocator may grow once, a leak does so each time
+        before = resident_kilobytes()
+        work(4000)
+        growth.append(resident_kilobytes() - before)
     # 100 bytes that stay of each call would be 800 kB.
-    assert resident_kilobytes() - before < 600
+    assert min(growth) < 600
 
 
 def test_parameters_are_where_the_runtime_writes():
