@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # environments in which gce is not installed
 
 Step = Callable[[], float]
-RATE, MOMENTUM = 1e-3, 0.9
+RATE = 1e-3
 
 
 def stock(folder: Path, case: dict[str, Any], threads: int) -> Step:
@@ -84,9 +84,8 @@ def torch_eager(folder: Path, case: dict[str, Any], threads: int) -> Step:
 
     torch.set_num_threads(threads)
     module, _, _ = CASES[str(case["name"])].make()
-    rate = {"lr": RATE}
     optimizers: dict[str, Any] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    optimizer = optimizers[str(case["optimizer"])](module.parameters(), **rate)
+    optimizer = optimizers[str(case["optimizer"])](module.parameters(), lr=RATE)
     inputs, labels = torch.from_numpy(case["inputs"]), torch.from_numpy(case["labels"])
     gamma = float(case["gamma"])
 

@@ -44,8 +44,7 @@ def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
             ) from error
     part = onnx.ModelProto()
     part.CopyFrom(model)
-    keep_needed(part.graph, [logits])
-    needed = needed_for(part.graph.node, [logits])
+    needed = keep_needed(part.graph, [logits])
     inputs = [value for value in part.graph.input if value.name in needed]
     del part.graph.input[:]
     part.graph.input.extend(inputs)
@@ -195,11 +194,12 @@ def needed_for(nodes: Sequence[onnx.NodeProto], values: Iterable[str]) -> set[st
     return needed
 
 
-def keep_needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> None:
-    """Remove the nodes and initializers that none of `outputs` needs."""
+def keep_needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> set[str]:
+    """Remove the nodes and initializers that none of `outputs` needs; the names that they do."""
     needed = needed_for(graph.node, outputs)
     nodes = [node for node in graph.node if needed.intersection(node.output)]
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(initializers)
+    return needed

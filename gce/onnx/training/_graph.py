@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from gce.onnx._attach import attach_loss
+from gce.onnx._attach import attach_loss, name_of_logits
 from gce.onnx._graphs import copy_of, fresh_names, value_names
 from gce.onnx.training._gradients import prepared, with_gradients
 from gce.onnx.training._optimizers import SGD, AdamW, Optimizer
@@ -267,14 +267,10 @@ class Forward:
             graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
 
     def _logits(self, logits: str | None) -> str:
-        names = [output.name for output in self.original.graph.output]
         if logits is None:
-            if len(names) != 1:
-                raise ValueError(
-                    f"logits is not given, expected one of the model's outputs {names}"
-                )
-            return str(names[0])
+            return name_of_logits(self.original, None)
         if not any(logits in node.output for node in self.original.graph.node):
+            names = [output.name for output in self.original.graph.output]
             raise ValueError(
                 f"logits = {logits!r}, expected a value that the model computes, "
                 f"as its outputs {names}"

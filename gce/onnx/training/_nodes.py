@@ -10,7 +10,13 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["Nodes"]
+__all__ = ["Nodes", "value_info"]
+
+
+def value_info(name: str, array: npt.NDArray[Any]) -> onnx.ValueInfoProto:
+    """An input or output of the type and shape of an array."""
+    elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return helper.make_tensor_value_info(name, elem_type, array.shape)
 
 
 class Nodes:

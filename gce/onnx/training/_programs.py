@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,24 @@ from gce.onnx.training._graph import (
     add_gradients,
     add_loss,
 )
+from gce.onnx.training._nodes import value_info
 from gce.onnx.training._optimizers import Optimizer
 from gce.onnx.training._update import add_update
 
+T = TypeVar("T")
+
 DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
 
-__all__ = ["Program", "Runner", "Store", "accumulation", "evaluation", "prediction", "whole_step"]
+__all__ = [
+    "Program",
+    "Runner",
+    "Store",
+    "accumulation",
+    "evaluation",
+    "fed_inputs",
+    "prediction",
+    "whole_step",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Program:
 
 def whole_step(graph: TrainingGraph) -> Program:
     """Loss, gradients and optimizer in one run."""
-    feeds = {f"inputs.{name}": name for name in graph.inputs}
+    feeds = fed_inputs({name: name for name in graph.inputs})
     feeds |= {"labels": graph.labels, "gamma": graph.gamma, "learning_rate": graph.learning_rate}
     results = {"loss": graph.loss}
     if graph.grad_norm is not None:
@@ -107,10 +119,9 @@ def accumulation(
     carried = {}
     for name, parameter in sums.items():
         array = forward.initial[parameter]
-        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
         carried[name] = step.named(f"{name}.new")
-        graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
-        graph.output.append(helper.make_tensor_value_info(carried[name], elem_type, array.shape))
+        graph.input.append(value_info(name, array))
+        graph.output.append(value_info(carried[name], array))
         inputs = [name, gradients[parameter]]
         graph.node.append(helper.make_node("Add", inputs, [carried[name]]))
     collect = Program(step.model, feeds_of(forward, step), carried, {"loss": step.loss})
@@ -119,10 +130,7 @@ def accumulation(
     half.CopyFrom(step.model)
     for field in ("node", "initializer", "input", "output", "value_info"):
         half.graph.ClearField(field)
-    for name, parameter in sums.items():
-        array = forward.initial[parameter]
-        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        half.graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
+    half.graph.input.extend(value_info(n, forward.initial[sums[n]]) for n in sums)
     by_parameter = {parameter: name for name, parameter in sums.items()}
     update = add_update(
         half, step.named, forward.initial, by_parameter, optimizer, clip_norm, scale
@@ -142,14 +150,19 @@ def evaluation(forward: Forward, options: Mapping[str, Any]) -> Program:
 
 def prediction(forward: Forward) -> Program:
     """The logits alone."""
-    feeds = {f"inputs.{name}": name for name in forward.inputs}
+    feeds = fed_inputs({name: name for name in forward.inputs})
     return Program(forward.model, feeds, {}, {"logits": forward.logits})
 
 
 def feeds_of(forward: Forward, step: Step) -> dict[str, str]:
     """What a loss needs."""
-    feeds = {f"inputs.{name}": name for name in forward.inputs}
+    feeds = fed_inputs({name: name for name in forward.inputs})
     return {**feeds, "labels": step.labels, "gamma": step.gamma}
+
+
+def fed_inputs(values: Mapping[str, T]) -> dict[str, T]:
+    """What belongs to inputs of the forward model, under the names that a trainer has for them."""
+    return {f"inputs.{name}": value for name, value in values.items()}
 
 
 def with_value(array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Any]:
@@ -227,8 +240,8 @@ class Runner:
             providers=["CPUExecutionProvider"],
         )
         fed = set(program.feeds.values())
-        names = [value.name for value in self.session.get_inputs() if value.name not in fed]
-        self._homes = {name: store for name in names for store in stores if name in store.arrays}
+        names = {value.name for value in self.session.get_inputs()} - fed
+        self._homes = {name: store for store in stores for name in store.arrays if name in names}
         self._stores = list(dict.fromkeys(self._homes.values()))
         self._bindings: dict[tuple[int, ...], Any] = {}
         types = {output.name: output.type for output in self.session.get_outputs()}

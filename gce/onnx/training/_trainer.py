@@ -26,7 +26,7 @@ from gce.onnx.training._checks import (
 )
 from gce.onnx.training._graph import Forward, all_options, checked_optimizer, graph_of
 from gce.onnx.training._optimizers import Optimizer
-from gce.onnx.training._programs import Program, Runner, Store
+from gce.onnx.training._programs import Program, Runner, Store, fed_inputs
 
 __all__ = ["Trainer"]
 
@@ -391,10 +391,10 @@ class Trainer:
             runtime: it has no loss. Initializers that were split stay so.
         """
         model = copy_of(self._forward.original)
+        trained = self._parameters.arrays
         for tensor in model.graph.initializer:
-            array = self._parameters.arrays.get(tensor.name)
-            if array is not None:
-                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            if tensor.name in trained:
+                tensor.CopyFrom(numpy_helper.from_array(trained[tensor.name], tensor.name))
         if path is not None:
             onnx.save(model, os.fspath(path))
         return model
@@ -409,8 +409,3 @@ class Trainer:
         arrays = self._feeds.inputs(inputs)
         of_loss = self._feeds.of_loss(arrays, labels, self.gamma if gamma is None else gamma)
         return {**fed_inputs(arrays), **of_loss}
-
-
-def fed_inputs(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The forward model's inputs under the programs' names."""
-    return {f"inputs.{name}": array for name, array in arrays.items()}

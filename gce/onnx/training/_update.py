@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from gce.onnx.training._nodes import Nodes
+from gce.onnx.training._nodes import Nodes, value_info
 from gce.onnx.training._optimizers import Optimizer, check_range
 
 __all__ = ["Update", "add_update"]
@@ -164,10 +164,7 @@ def add_ends(
     graph.node.extend(nodes.nodes)
     graph.initializer.extend(nodes.initializers)
     present = {value.name for value in graph.input}
-    for name, array in state.items():
-        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        if name not in present:
-            graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
+    graph.input.extend(value_info(n, array) for n, array in state.items() if n not in present)
     # The learning rate, which is fed, before what is kept.
     order = {name: position for position, name in enumerate([rate, *state])}
     inputs = sorted(graph.input, key=lambda value: order.get(value.name, -1))
@@ -175,10 +172,7 @@ def add_ends(
     graph.input.extend(inputs)
     if norm is not None:
         graph.output.append(helper.make_tensor_value_info(norm, TensorProto.DOUBLE, []))
-    for name, array in state.items():
-        elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        info = helper.make_tensor_value_info(carried[name], elem_type, array.shape)
-        graph.output.append(info)
+    graph.output.extend(value_info(carried[name], array) for name, array in state.items())
 
 
 class Scalars:
