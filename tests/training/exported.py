@@ -87,16 +87,12 @@ class Encoder(nn.Module):
     Its layers are copies, which begin equal, and so do all its normalizations and most biases.
     """
 
-    def __init__(self, zero_biases: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Embedding(VOCABULARY, 16)
         layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(16, 6)
-        if not zero_biases:  # the newer exporter drops those of Linear
-            for name, parameter in self.layers.named_parameters():
-                if name.endswith("bias") and not parameter.any():
-                    nn.init.constant_(parameter, 0.01)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.head(self.layers(self.tokens(tokens))[:, 0])
@@ -174,6 +170,49 @@ def normalized() -> nn.Module:
     return model.requires_grad_()
 
 
+class Tied(nn.Module):
+    """One embedding for what goes in and what comes out, and modules that are called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 40)
+        self.shared = nn.Linear(40, 40)
+        self.norm = nn.LayerNorm(40)
+        self.head = nn.Linear(40, VOCABULARY, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.tokens(tokens)
+        for _ in range(2):
+            hidden = self.norm(self.shared(hidden).relu())
+        return self.head(hidden)
+
+
+class Details(nn.Module):
+    """What begins equal and is several, and what looks like a parameter and is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.rand(12))
+        self.scale, self.shift = nn.Parameter(torch.tensor(1.3)), nn.Parameter(torch.zeros(16))
+        self.gain1, self.gain2 = nn.Parameter(torch.ones(16)), nn.Parameter(torch.ones(16))
+        self.first = nn.Linear(12, 16)
+        self.norm, self.group = nn.LayerNorm(16), nn.GroupNorm(4, 16)
+        self.plain = nn.LayerNorm(16, elementwise_affine=False)
+        self.slope1, self.slope2 = nn.PReLU(), nn.PReLU()
+        self.inner, self.copy = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.copy.load_state_dict(self.inner.state_dict())
+        self.head = nn.Linear(16, 5)
+        for layer in (self.first, self.head):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.slope1(self.group(self.first(x - self.mean)))
+        hidden = self.inner(self.plain(hidden) * self.gain1).tanh() * self.gain2
+        hidden = self.slope2(self.norm(self.copy(hidden))) + self.shift
+        return self.head(nn.functional.layer_norm(hidden, (16,))) * self.scale
+
+
 def floats(*shape: int) -> Callable[[np.random.Generator, int], np.ndarray[Any, Any]]:
     return lambda rng, batch: rng.normal(size=(batch, *shape)).astype(np.float32)
 
@@ -184,12 +223,16 @@ def tokens(rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Exported:
-    """A module, how to feed it, the shape of its logits without the batch, and their class axis."""
+    """A module, how to feed it, the shape of its logits without the batch, and their class axis.
+
+    `buffers` are what the older exporter leaves as it leaves parameters.
+    """
 
     make: Callable[[], nn.Module]
     inputs: Callable[[np.random.Generator, int], np.ndarray[Any, Any]]
     logits: tuple[int, ...]
     axis: int = 1
+    buffers: tuple[str, ...] = ()
 
     def labels(self, rng: np.random.Generator, batch: int) -> np.ndarray[Any, Any]:
         sizes = list(self.logits)
@@ -206,6 +249,8 @@ EXPORTED = {
     "recurrent": Exported(Recurrent, tokens, (6,)),
     "segmentation": Exported(Segmentation, floats(3, 8, 6), (4, 8, 6)),
     "patches": Exported(Patches, floats(3, 8, 8), (5,)),
+    "tied": Exported(Tied, tokens, (LENGTH, VOCABULARY), axis=-1),
+    "details": Exported(Details, floats(12), (5,), buffers=("mean",)),
 }
 
 

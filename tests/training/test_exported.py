@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from exported import EXPORTED, VOCABULARY, Encoder, composed_loss, export, tokens
+from exported import EXPORTED, composed_loss, export, floats, tokens
 from skl2onnx import to_onnx
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
@@ -110,7 +110,19 @@ def check_training(
 @BOTH
 @pytest.mark.parametrize("name", EXPORTED)
 def test_trains_as_torch_does(name: str, dynamo: bool) -> None:
-    check_training(*model_and_module(name, dynamo), name)
+    arguments = {} if dynamo else {"frozen": EXPORTED[name].buffers}
+    check_training(*model_and_module(name, dynamo), name, arguments=arguments)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["encoder", "tied", "details"])
+def test_what_an_export_leaves_as_it_is(name: str, dynamo: bool) -> None:
+    """Where nothing was merged, folded or dropped, nothing is undone."""
+    _, module = model_and_module(name, dynamo)
+    inputs = EXPORTED[name].inputs(np.random.default_rng(0), 3)
+    arguments = {} if dynamo else {"frozen": EXPORTED[name].buffers}
+    model = export(module, inputs, dynamo, optimize=False)
+    check_training(model, module, name, arguments=arguments)
 
 
 @pytest.mark.parametrize(
@@ -181,44 +193,49 @@ def test_tied_parameters_stay_one(dynamo: bool) -> None:
 
 
 @BOTH
-def test_biases_of_zero(dynamo: bool) -> None:
-    """The newer exporter leaves those of Linear out: they are not trained."""
-    torch.manual_seed(0)
-    module = Encoder(zero_biases=True)
-    model = export(module, tokens(np.random.default_rng(0), 3), dynamo)
-    parameters = training.training_graph(model).parameters
-    missing = len(list(module.parameters())) - len(parameters)
-    assert missing == (2 if dynamo else 0)  # out_proj.bias of two layers
+def test_an_embedding_that_is_the_head_too(dynamo: bool) -> None:
+    """Exporters fold the transposition and make two of it: it is one, and the head transposes."""
+    model, module = model_and_module("tied", dynamo)
+    tensors = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    assert {(50, 40), (40, 50)} <= set(tensors.values())
+    shapes = [array.shape for array in training.Trainer(model, axis=-1).parameters.values()]
+    assert sorted(shapes) == sorted(tuple(p.shape) for p in module.parameters())
 
 
-class Tied(nn.Module):
-    """One embedding for what goes in and what comes out, and a module that is called twice."""
+def test_a_copy_of_the_embedding_is_no_tie() -> None:
+    """What begins equal and has its own name is trained apart."""
+    module = nn.Sequential(nn.Embedding(50, 40), nn.Tanh(), nn.Linear(40, 50, bias=False))
+    with torch.no_grad():
+        module[2].weight.copy_(module[0].weight)
+    model = export(module, tokens(np.random.default_rng(0), 3), dynamo=True)
+    assert len(training.training_graph(model, axis=-1).parameters) == 2
 
+
+def test_parameters_keep_the_names_of_the_module() -> None:
+    """Those that the newer exporter merged or dropped, too: but for what is folded."""
+    model, module = model_and_module("details", dynamo=True)
+    parameters = set(training.training_graph(model).parameters)
+    names = {name for name, _ in module.named_parameters()}
+    assert names - parameters == {"slope1.weight", "slope2.weight"}
+
+
+class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(VOCABULARY, 40)
-        self.shared = nn.Linear(40, 40)
-        self.norm = nn.LayerNorm(40)
+        self.layer, self.unused = nn.Linear(4, 3), nn.Linear(4, 4)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden = self.tokens(tokens)
-        for _ in range(2):
-            hidden = self.norm(self.shared(hidden).relu())
-        return hidden @ self.tokens.weight.T
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.temperature
 
 
-@BOTH
-def test_ties_survive_an_export_that_folds_nothing(dynamo: bool) -> None:
-    """Folding the transposition of a weight makes another weight of it, which is trained alone."""
-    torch.manual_seed(0)
-    module = Tied()
-    inputs = tokens(np.random.default_rng(0), 3)
-    model = export(module, inputs, dynamo, optimize=False)
-    norms = ["norm.weight", "norm.bias"]
-    check_training(model, module, "transformer", arguments={"tied": norms})
-    folded = training.training_graph(export(module, inputs, dynamo), axis=-1, tied=norms)
-    trained = sum(folded.initial[name].size for name in folded.parameters)
-    assert trained > sum(parameter.numel() for parameter in module.parameters())
+def test_what_the_exporter_drops_is_said() -> None:
+    """It takes out a multiplication by 1, and with it a parameter."""
+    model = export(Scaled(), floats(4)(np.random.default_rng(0), 3), dynamo=True)
+    lost = r"\['temperature', 'unused.weight', 'unused.bias'\]"
+    with pytest.warns(UserWarning, match=f"the exported model lacks the parameters {lost}"):
+        graph = training.training_graph(model)
+    assert set(graph.parameters) == {"layer.weight", "layer.bias"}
 
 
 # --- scikit-learn -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
-from onnx_ad.rules import REVERSE
+from onnx_ad.rules import REVERSE, ZERO_DERIVATIVE
 from small_graphs import (
     SHAPES,
     Arrays,
@@ -29,7 +29,9 @@ from small_graphs import (
 )
 
 import gce
+from gce.onnx._parameters import FLAT
 from gce.onnx.training import SGD, Trainer, UnsupportedOperator, _gradients, training_graph
+from gce.onnx.training._gradients import FALSE_ZEROS
 from gce.onnx.training._seed_axis import without_seed_axis
 
 # --- gathers of equal indices -------------------------------------------------------------------
@@ -244,13 +246,53 @@ def test_operators_beside_the_way_need_no_rule() -> None:
 
 @pytest.mark.parametrize(
     "nodes",
-    ["f = Floor(u)\n logits = Add(h, f)", "s = Shape(u)\n e = Expand(one, s)\n logits = Add(h, e)"],
+    [
+        *(f"f = {op}(u)\n logits = Add(h, f)" for op in ("Floor", "Ceil", "Round", "Sign")),
+        "s = Shape(u)\n e = Expand(one, s)\n logits = Add(h, e)",
+        "c = Greater(u, one)\n logits = Where(c, h, one)",
+        "i = Cast <to = 7> (u)\n c = Cast <to = 1> (i)\n logits = Add(h, c)",
+    ],
 )
 def test_parameter_without_a_gradient(nodes: str) -> None:
+    """It is trained only where it is named, and then that is said."""
     model = forward(nodes, "float one = {1}, float[3] u = {0.5, 1.5, 2.5}")
     with pytest.raises(ValueError, match="parameters has 'u', whose gradient is zero"):
-        training_graph(model)
-    assert training_graph(model, frozen=["u"]).parameters == ("w",)
+        training_graph(model, parameters=["w", "u"])
+    assert training_graph(model).parameters == ("w",)
+
+
+def test_no_gradient_is_what_onnx_ad_gives_none() -> None:
+    """Operators that give no floats of floats stop it by that, whatever their name."""
+    flat = set()
+    for op_type in filter(onnx.defs.has, ZERO_DERIVATIVE):
+        schema = onnx.defs.get_schema(op_type)
+        reads, gives = (
+            {name for value in values for name in value.types}
+            for values in (schema.inputs, schema.outputs)
+        )
+        if "tensor(float)" in reads & gives:
+            flat.add(op_type)
+    # A BitCast is of other bits; that of OneHot and Det is not zero in truth.
+    assert flat - FLAT == {"BitCast", *FALSE_ZEROS}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "described"),
+    [
+        ("d = Det(s)\n logits = Mul(h, d)", "Det node 'd'"),
+        (
+            "i = Constant <value_ints = [0, 1, 2]> ()\n n = Constant <value_int = 3> ()\n"
+            "o = OneHot(i, n, u)\n logits = MatMul(h, o)",
+            "OneHot node 'o'",
+        ),
+    ],
+)
+def test_a_gradient_that_onnx_ad_takes_for_zero(nodes: str, described: str) -> None:
+    given = "float[3,3] s = {1, 0, 0, 0, 1, 0, 0, 2, 3}, float[2] u = {0.5, 1.5}"
+    model = forward(nodes, given)
+    with pytest.raises(UnsupportedOperator, match=f"{described}: it has no gradient in onnx-ad"):
+        training_graph(model, parameters=["w", "s" if "Det" in nodes else "u"])
+    assert training_graph(model, parameters=["w"]).parameters == ("w",)
 
 
 def test_threads_have_rules_of_their_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import ml_dtypes
@@ -11,8 +12,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
+from gce.onnx._parameters import parameters_of
+from gce.onnx._restore import restore_parameters
 from gce.onnx.training import training_graph
-from gce.onnx.training._parameters import MERGED, split_equal
 
 RNG = np.random.default_rng(0)
 W, V = RNG.normal(size=(3, 3)).astype(np.float32), RNG.normal(size=(3, 3)).astype(np.float32)
@@ -177,7 +179,7 @@ def split(model: onnx.ModelProto, tied: tuple[str, ...] = ()) -> dict[str, list[
     """Names of the initializers that are read, and the operators that read each."""
     before = onnx.ModelProto()
     before.CopyFrom(model)
-    split_equal(model, tied)
+    restore_parameters(model, tied)
     onnx.checker.check_model(model, full_check=True)
     names = [tensor.name for tensor in model.graph.initializer]
     assert len(set(names)) == len(names)
@@ -284,55 +286,275 @@ def test_identity_that_is_an_output_stays() -> None:
     assert split(model) == {"w": ["MatMul"], "b": ["Add", "Identity"]}
 
 
-def scoped(scopes: list[list[str]], array: npt.NDArray[Any], **inputs: Any) -> onnx.ModelProto:
-    """As PyTorch's newer exporter writes it: a chain of MatMul nodes that note their modules."""
-    size = len(array)
-    nodes, last = [], "x"
-    for i in range(len(scopes)):
-        out = "logits" if i == len(scopes) - 1 else f"h{i}"
-        nodes.append(f"{out} = MatMul({last}, w)")
-        last = out
-    model = forward("\n".join(nodes), {"w": array})
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[1].dim_value = size
-    for node, scope in zip(model.graph.node, scopes, strict=True):
-        item = node.metadata_props.add()
-        item.key, item.value = "pkg.torch.onnx.name_scopes", str(scope)
+# As PyTorch's newer exporter writes it.
+
+TARGETS = "pkg.torch.export.ExportedProgram.graph_signature"
+FOLDED = "pkg.onnxscript.optimizer.folded_from"
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def noted(
+    nodes: list[tuple[str, str, str]],
+    arrays: dict[str, npt.NDArray[Any]],
+    targets: str,
+    folded: dict[str, list[str]] | None = None,
+    **attributes: Any,
+) -> onnx.ModelProto:
+    """A chain of nodes: operator, what it reads besides, and its module.
+
+    `targets` are the names that the parameters have in the module, `folded` what arrays came of.
+    """
+    model = forward("logits = Identity(x)", arrays)
+    del model.graph.node[:]
+    for i, (op_type, names, module) in enumerate(nodes):
+        inputs = [f"h{i}" if i else "x", *names.split()]
+        output = "logits" if i == len(nodes) - 1 else f"h{i + 1}"
+        node = model.graph.node.add()
+        node.CopyFrom(helper.make_node(op_type, inputs, [output], **attributes))
+        scopes = ["", *([module] if module else []), op_type]
+        node.metadata_props.add(key=SCOPES, value=str(scopes))
+    model.producer_name = "pytorch"
+    model.graph.metadata_props.add(
+        key=TARGETS, value="\n".join(f"p: PARAMETER target='{name}'" for name in targets.split())
+    )
+    for name, sources in (folded or {}).items():
+        info = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        info.metadata_props.add(key=FOLDED, value=str(sources))
+        model.graph.value_info.append(info)
     return model
 
 
-LAYERS = [["", "layers", f"layers.{i}", f"layers.{i}.a", f"linear_{i}"] for i in range(2)]
-CALLED = [["", "a", "linear"], ["", "a", "linear_1"]]
-SMALL, LARGE = (RNG.normal(size=(size, size)).astype(np.float32) for size in (32, 33))
+def readers(model: onnx.ModelProto, tied: tuple[str, ...] = ()) -> dict[str, list[int]]:
+    """The parameters, and the numbers of the nodes that read each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parameters that are nowhere
+        split(model, tied)
+    return {
+        name: [i for i, node in enumerate(model.graph.node) if name in node.input]
+        for name in parameters_of(model)
+    }
+
+
+NORM = "LayerNormalization"
 
 
 @pytest.mark.parametrize(
-    ("scopes", "array", "several"),
+    ("nodes", "arrays", "targets", "expected"),
     [
-        (LAYERS, SMALL, True),
-        (CALLED, SMALL, False),  # the same module, twice
-        (LAYERS, LARGE, False),  # too large to have been merged: one by intention
-        ([*LAYERS, LAYERS[0]], SMALL, True),
+        pytest.param(
+            [(NORM, "a.w a.b", "a"), (NORM, "a.w a.b", "c")],
+            {"a.w": ONES, "a.b": 0 * ONES},
+            "a.w a.b c.w c.b",
+            {"a.w": [0], "a.b": [0], "c.w": [1], "c.b": [1]},
+            id="two that begin equal",
+        ),
+        pytest.param(
+            [(NORM, "a.w", "a"), (NORM, "a.w", "a")],
+            {"a.w": ONES},
+            "a.w",
+            {"a.w": [0, 1]},
+            id="one that is called twice",
+        ),
+        pytest.param(
+            [(NORM, "c.w", "a"), (NORM, "c.w", "c")],
+            {"c.w": ONES},
+            "a.w c.w",
+            {"c.w": [0, 1]},
+            id="one of two names",
+        ),
+        pytest.param(
+            [("MatMul", "a.w", "a"), ("MatMul", "a.w", "c")],
+            {"a.w": W},
+            "a.w c.w",
+            {"a.w": [0], "c.w": [1]},
+            id="copies of random weights",
+        ),
+        pytest.param(
+            [("Mul", "g", ""), ("Tanh", "", ""), ("Mul", "g", "")],
+            {"g": ONES},
+            "g g2",
+            {"g": [0], "g2": [2]},
+            id="two of one module, in order",
+        ),
+        pytest.param(
+            [("Mul", "g", ""), ("Tanh", "", ""), ("Mul", "g", "")],
+            {"g": W[0]},
+            "g g2",
+            {"g": [0, 2]},
+            id="one of one module, read twice: random ones are not equal",
+        ),
+        pytest.param(
+            [
+                ("Add", "a.b", "a"),
+                (NORM, "c.w a.b", "c"),
+                (NORM, "c.w a.b", "d"),
+            ],
+            {"a.b": 0 * ONES, "c.w": ONES},
+            "a.b c.w c.b d.w d.b",
+            {"a.b": [0], "c.w": [1], "c.b": [1], "d.w": [2], "d.b": [2]},
+            id="biases of several kinds",
+        ),
+        pytest.param(
+            [("Mul", "gain", ""), (NORM, "gain shift", "n")],
+            {"gain": ONES, "shift": 0 * ONES},
+            "gain shift n.w n.b",
+            {"gain": [0], "shift": [], "n.w": [1], "n.b": [1]},
+            id="other names, in order",
+        ),
+        pytest.param(
+            [(NORM, "a.w", "a"), (NORM, "a.w", "plain")],
+            {"a.w": ONES},
+            "a.w",
+            {"a.w": [0]},
+            id="a normalization without parameters",
+        ),
+        pytest.param(
+            [(NORM, "a.w", "a"), (NORM, "a.w", "")],
+            {"a.w": ONES},
+            "a.w",
+            {"a.w": [0]},
+            id="a normalization of a function",
+        ),
+        pytest.param(
+            [("Mul", "g", ""), (NORM, "g", ""), ("Tanh", "", "")],
+            {"g": ONES},
+            "g",
+            {"g": [0]},
+            id="a normalization of a function beside a gain",
+        ),
+        pytest.param(
+            [(NORM, "g", ""), (NORM, "g", "")],
+            {"g": ONES},
+            "g",
+            {"g": [0, 1]},
+            id="a function with a parameter, twice",
+        ),
+        pytest.param(
+            [
+                ("MatMul", "b.n.w", "a.n"),
+                ("MatMul", "b.n.w", "a.m"),
+                ("MatMul", "b.n.w", "b.n"),
+                ("MatMul", "b.n.w", "b.m"),
+            ],
+            {"b.n.w": W},
+            "a.n.w a.m.w b.n.w b.m.w",
+            {"b.n.w": [0, 2], "b.m.w": [1, 3]},
+            id="a module of two names with copies in it",
+        ),
+        pytest.param(
+            [("Gemm", "a.weight", "a"), ("Gemm", "c.weight", "c")],
+            {"a.weight": W, "c.weight": V},
+            "a.weight a.bias c.weight",
+            {"a.weight": [0], "c.weight": [1], "a.bias": [0]},
+            id="a bias that was dropped",
+        ),
+        pytest.param(
+            [("Gemm", "m.a.weight", "m"), ("Gemm", "m.a.weight", "m")],
+            {"m.a.weight": W},
+            "m.a.weight m.a.bias",
+            {"m.a.weight": [0, 1], "m.a.bias": [0, 1]},
+            id="a dropped bias of a function, called twice",
+        ),
+        pytest.param(
+            [("Add", "buffer", ""), ("Mul", "two", ""), ("Mul", "t", "")],
+            {"buffer": ONES, "two": np.float32([2]), "t": np.float32(3)},
+            "t",
+            {"t": [2]},
+            id="what is no parameter, and one of a single element",
+        ),
     ],
 )
-def test_scopes(scopes: list[list[str]], array: npt.NDArray[Any], several: bool) -> None:
-    assert SMALL.size <= MERGED < LARGE.size
-    found = split(scoped(scopes, array))
-    if several:
-        assert found == {"w": ["MatMul"] * (len(scopes) - 1), "w/0": ["MatMul"]}
-    else:
-        assert found == {"w": ["MatMul", "MatMul"]}
-    assert set(split(scoped(scopes, array), tied=("w",))) == {"w"}
+def test_what_is_noted(
+    nodes: list[tuple[str, str, str]],
+    arrays: dict[str, npt.NDArray[Any]],
+    targets: str,
+    expected: dict[str, list[int]],
+) -> None:
+    assert readers(noted(nodes, arrays, targets)) == expected
 
 
-def test_scopes_of_other_uses() -> None:
-    """An embedding that is the last layer's weight too is one parameter."""
-    nodes = "t = Cast <to = 7> (x)\n i = ReduceMax <keepdims = 0> (t, axes)\n h = Gather(w, i)\n"
-    model = forward(nodes + "logits = MatMul(h, w)", {"w": W, "axes": np.array([1])})
-    for node, scope in zip(model.graph.node[2:], (["", "a", "b"], ["", "c", "d"]), strict=True):
-        item = node.metadata_props.add()
-        item.key, item.value = "pkg.torch.onnx.name_scopes", str(scope)
-    assert split(model)["w"] == ["Gather", "MatMul"]
+def test_what_is_noted_of_folded_ones() -> None:
+    """A parameter is what was made of one; copies of it are so too, by other names."""
+    nodes = [("MatMul", "val", "a"), ("MatMul", "val", "c"), ("Mul", "k", "")]
+    folded = {"val": ["a.weight"], "k": ["one", "two"]}
+    model = noted(nodes, {"val": W, "k": V[0]}, "a.weight c.weight", folded)
+    assert readers(model) == {"val": [0], "val/0": [1]}
+    assert readers(model) == {"val": [0], "val/0": [1]}  # it stays so
+    assert readers(noted(nodes, {"val": W, "k": V[0]}, "a.weight c.weight", folded), ("val",)) == {
+        "val": [0, 1]
+    }
+
+
+@pytest.mark.parametrize(
+    ("op_type", "weight", "size", "attributes"),
+    [
+        ("Gemm", (3, 3), 3, {}),
+        ("Gemm", (3, 4), 4, {}),
+        ("Gemm", (4, 3), 4, {"transB": 1}),
+        ("Conv", (4, 3, 1), 4, {}),
+        ("ConvTranspose", (3, 4, 1), 4, {}),
+        ("ConvTranspose", (3, 2, 1), 6, {"group": 3}),
+    ],
+)
+def test_sizes_of_dropped_biases(
+    op_type: str, weight: tuple[int, ...], size: int, attributes: dict[str, int]
+) -> None:
+    """Also of a normalization that was folded into the weight, and had the bias."""
+    arrays = {"c.weight": RNG.normal(size=weight).astype(np.float32)}
+    model = noted([(op_type, "c.weight", "n")], arrays, "c.weight n.bias", **attributes)
+    restore_parameters(model)
+    bias = next(t for t in model.graph.initializer if t.name == "n.bias")
+    assert not numpy_helper.to_array(bias).any() and list(bias.dims) == [size]
+    assert list(model.graph.node[0].input) == ["x", "c.weight", "n.bias"]
+
+
+def test_parameters_that_are_not_in_the_model() -> None:
+    nodes = [("MatMul", "a.w", "a"), ("MatMul", "d.w", "c")]
+    model = noted(nodes, {"a.w": W, "d.w": V}, "a.w b c.w d.w e.w")
+    # c.w is another name of d.w, which its module reads.
+    with pytest.warns(UserWarning, match=r"lacks the parameters \['b', 'e.w'\], which are not"):
+        restore_parameters(model)
+
+
+# Of both.
+
+
+@pytest.mark.parametrize(
+    ("older", "first", "second", "tied"),
+    [
+        (True, "a.weight", "onnx::MatMul_1", True),
+        (True, "onnx::MatMul_1", "onnx::MatMul_2", True),
+        (True, "a.weight", "c.weight", False),
+        (False, "a.weight", "val", True),
+        (False, "a.weight", "c.weight", False),
+    ],
+)
+def test_transpositions(older: bool, first: str, second: str, tied: bool) -> None:
+    """What an exporter folded is computed again; what has a name of its own is itself."""
+    nodes = [("MatMul", first, "a"), ("MatMul", second, "c")]
+    model = noted(nodes, {first: W, second: W.T}, "a.weight c.weight", {"val": ["a.weight"]})
+    if older:
+        del model.graph.metadata_props[:], model.graph.value_info[:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        restore_parameters(model)
+    onnx.checker.check_model(model, full_check=True)
+    made = [node for node in model.graph.node if node.op_type == "Transpose"]
+    assert [list(node.input) for node in made] == ([[first]] if tied else [])
+    assert len(model.graph.initializer) == (1 if tied else 2)
+    assert [node.input[1] for node in model.graph.node[-2:]] == [first, second]
+
+
+@pytest.mark.parametrize("sources", [["a.weight"], ["c.weight"]])
+def test_the_same_folded_twice(sources: list[str]) -> None:
+    """As of a module that is called twice, if it is too large for the exporter to merge."""
+    nodes = [("MatMul", "val_0", "a"), ("MatMul", "val_1", "a")]
+    folded = {"val_0": ["a.weight"], "val_1": sources}
+    model = noted(nodes, {"val_0": W, "val_1": W}, "a.weight c.weight", folded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        restore_parameters(model)
+    assert len(model.graph.initializer) == (1 if sources == ["a.weight"] else 2)
 
 
 def test_the_model_that_is_given_stays() -> None:

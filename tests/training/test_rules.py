@@ -152,6 +152,7 @@ STRUCTURE = [
     case("y = Squeeze(a, axes)", "int64[2] axes = {0, 2}", a=(1, 3, 1)),
     case("y = Unsqueeze(a, last)", LAST, a=(2, 3)),
     case("y = Unsqueeze(a, axes)", "int64[2] axes = {0, -1}", a=(2, 3)),
+    case("y = Unsqueeze(a, axes)", "int64[0] axes = {}", a=(2, 3)),
     *(case(f"y = Flatten <axis = {axis}> (a)", a=(2, 3, 4)) for axis in (0, 1, 2, -1)),
     case("y = Expand(a, s)", "int64[3] s = {2, 3, 4}", a=(3, 1)),
     case("s = Shape(b)\n y = Expand(a, s)", parameters=("a",), a=(1, 3), b=(2, 3)),

@@ -385,7 +385,7 @@ def test_a_parameter_that_the_logits_do_not_depend_on(make):
     for name in ("V", "unused"):
         model.graph.initializer.append(numpy_helper.from_array(np.arange(2, dtype="f4"), name))
     with pytest.raises(ValueError, match="'V'"):
-        make(model)
+        make(model, parameters=["W", "V"])
     with pytest.raises(ValueError, match="parameters has 'unused', expected initializers that the"):
         make(model, parameters=["unused"])
-    make(model, frozen=["V"])
+    assert list(make(model).parameters) == ["W"]

@@ -20,14 +20,16 @@ from onnx.inliner import inline_local_functions
 from onnx_ad._graph import node_reads, subgraphs
 
 from gce.onnx._graphs import fresh_names, opset_of, value_names
+from gce.onnx._parameters import reached_by_gradients
 from gce.onnx.training._nodes import Nodes
-from gce.onnx.training._rules import Dims, UnsupportedOperator, rules_for_one_seed
+from gce.onnx.training._rules import Dims, UnsupportedOperator, described, rules_for_one_seed
 from gce.onnx.training._seed_axis import without_seed_axis
 
 __all__ = ["UnsupportedOperator", "prepared", "with_gradients"]
 
 LEAST_OPSET, NEW_OPSET = 16, 18  # ScatterElements adds from 16 on; what older models become
 SEED_PREFIX = "gce/adjoint/"
+FALSE_ZEROS = {"Det": 0, "OneHot": 2}  # inputs whose gradient onnx-ad takes for zero, and is not
 
 
 def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
@@ -92,6 +94,7 @@ def with_gradients(
     dict of str to str
         The name of each parameter's gradient, which has the parameter's shape and type.
     """
+    refuse_false_zeros(model, logits, parameters)
     source = onnx.ModelProto()
     source.CopyFrom(model)
     known = onnx.shape_inference.infer_shapes(source, data_prop=True).graph
@@ -133,6 +136,17 @@ def with_gradients(
     model.graph.initializer.extend(graph.initializer)
     keep_needed(model.graph, [*outputs, *gradients.values()])
     return gradients
+
+
+def refuse_false_zeros(model: onnx.ModelProto, logits: str, parameters: Iterable[str]) -> None:
+    """Raise for a node whose gradient onnx-ad would leave out."""
+    reached, depending = reached_by_gradients(model, logits), set(parameters)
+    for node in model.graph.node:
+        if depending & node_reads(node):
+            depending.update(node.output)
+        read = FALSE_ZEROS.get(node.op_type)
+        if read is not None and node.input[read] in depending & reached:
+            raise UnsupportedOperator(f"{described(node)}: it has no gradient in onnx-ad")
 
 
 def dims_of(graph: onnx.GraphProto) -> dict[str, Dims]:

@@ -19,9 +19,11 @@ from onnx import helper, numpy_helper
 
 from gce.onnx._attach import attach_loss, name_of_logits
 from gce.onnx._graphs import copy_of, fresh_names, value_names
+from gce.onnx._parameters import parameters_of, reached_by_gradients
+from gce.onnx._restore import restore_parameters
 from gce.onnx.training._gradients import prepared, with_gradients
 from gce.onnx.training._optimizers import SGD, AdamW, Optimizer
-from gce.onnx.training._parameters import split_equal, trainable
+from gce.onnx.training._parameters import trainable
 from gce.onnx.training._update import add_update
 
 __all__ = [
@@ -111,16 +113,19 @@ def training_graph(
     logits : str, optional
         Name of the logits, any value of the model. By default its only output.
     parameters : iterable of str, optional
-        Names of the initializers to train, float32 or float64. By default all of these types that
-        the logits depend on, but for those of a single element, those with an element that is not
-        finite or beyond 1e30 (attention masks), the mean and variance of BatchNormalization, and
-        `frozen`.
+        Names of the initializers to train, float32 or float64. By default all that are parameters
+        and that a gradient reaches, but for `frozen`. PyTorch's newer exporter notes which these
+        are. Of its older one and of others it is all but BatchNormalization's mean and variance and
+        what has an element that is not finite or beyond 1e30 (attention masks), buffers too; and
+        of others but for those of a single element.
     frozen : iterable of str
         Names of initializers that stay as they are.
     tied : iterable of str
         Names of initializers that stay one although several nodes read them. Others are split where
-        exporters make one of parameters that begin equal: those of one number throughout, such as
-        the ones and zeros of fresh normalizations, for each node; PyTorch's for each module.
+        exporters make one of parameters that begin equal, such as the ones and zeros of fresh
+        normalizations. What PyTorch's exporters leave tells these from parameters that are read
+        several times, as in a module that is called twice or an embedding that is the last layer's
+        weight too; of other exporters, what is one number throughout is split among its nodes.
     clip_norm : float, optional
         All gradients are scaled by ``min(1, clip_norm / (norm + 1e-6))``, where norm is that of all
         of them together, as ``torch.nn.utils.clip_grad_norm_`` does.
@@ -227,7 +232,7 @@ class Forward:
     Attributes
     ----------
     original : onnx.ModelProto
-        A copy of what was given, with what `split_equal` does.
+        A copy of what was given, with what `restore_parameters` does.
     model : onnx.ModelProto
         Inputs: those of the original, then the parameters. Output: the logits.
     logits : str
@@ -247,10 +252,12 @@ class Forward:
     ) -> None:
         self.original = copy_of(model)
         onnx.checker.check_model(self.original)
-        split_equal(self.original, tied)
+        restore_parameters(self.original, tied)
         self.logits = self._logits(logits)
         self.model = prepared(self.original, self.logits)
-        chosen = trainable(self.model, parameters, frozen)
+        reached = reached_by_gradients(self.model, self.logits)
+        default = reached.intersection(parameters_of(self.original))
+        chosen = trainable(self.model, default, parameters, frozen)
         graph = self.model.graph
         tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.initial: Arrays = {name: numpy_helper.to_array(tensors[name]) for name in chosen}

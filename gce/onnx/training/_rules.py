@@ -13,6 +13,7 @@ MaxPool                        pads that are to be computed
 Concat, Slice, Tile, GatherND  any extents (onnx-ad needs fixed ones), steps, batch_dims
 Pad                            any mode; onnx-ad gives a wrong shape where pads are negative
 Pow                            an exponent of another type, if it is no parameter
+Unsqueeze                      no axes
 =============================  ===================================================================
 
 `rules_for_one_seed` puts them into onnx-ad's table for as long as it is needed. It also wraps every
@@ -44,7 +45,7 @@ from gce.onnx.training._window_rules import (
     resize,
 )
 
-__all__ = ["UnsupportedOperator", "rules_for_one_seed"]
+__all__ = ["UnsupportedOperator", "described", "rules_for_one_seed"]
 
 Dims: TypeAlias = tuple[int | str | None, ...]
 Rule: TypeAlias = Callable[[Any, onnx.NodeProto, Grads], Grads]
@@ -270,6 +271,12 @@ def power(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     return THEIRS["Pow"](ctx, alike, grads)
 
 
+def unsqueeze(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
+    """G as it is if there are no axes: the Squeeze of none would take all of size 1."""
+    axes = ctx.integers(node.input[1]) if len(node.input) > 1 else None
+    return [grads[0], None] if axes == [] else THEIRS["Unsqueeze"](ctx, node, grads)
+
+
 THEIRS: dict[str, Rule] = dict(REVERSE)
 RULES: dict[str, Rule] = {
     "AveragePool": average_pool,
@@ -285,4 +292,5 @@ RULES: dict[str, Rule] = {
     "Resize": resize,
     "Slice": slice_or_pad,
     "Tile": tile,
+    "Unsqueeze": unsqueeze,
 }

@@ -1,0 +1,341 @@
+"""The parameters of a forward model as its author has them, and not as an exporter leaves them.
+
+PyTorch's exporters make one initializer of parameters that begin equal, such as the ones and zeros
+of fresh normalizations and biases, or the layers of ``nn.TransformerEncoder``, which are copies:
+trained, these would stay equal. They make two of one whose transposition they fold, as of an
+embedding that is the last layer's weight too. And they drop biases that are all zeros.
+`restore_parameters` undoes it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from gce.onnx._exporters import (
+    MADE_UP,
+    call_of,
+    is_pytorch,
+    missing_parameters,
+    module_of,
+    note_parameter,
+    noted_parameters,
+    targets_of,
+)
+from gce.onnx._graphs import fresh_names, value_names
+from gce.onnx._parameters import FLOATS, names_of
+
+__all__ = ["restore_parameters"]
+
+Tensors: TypeAlias = dict[str, onnx.TensorProto]
+Reading: TypeAlias = tuple[onnx.NodeProto, int, str]  # a node, which of its inputs, and its name
+
+NO_PARAMETER = ""
+NORMALIZATIONS = (
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+)
+WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
+
+
+def restore_parameters(model: onnx.ModelProto, tied: Iterable[str] = ()) -> None:
+    """Undo, in place, what exporters do to parameters, but for the `tied`, which stay one.
+
+    * Where PyTorch's folded a transposition of another initializer, that is written out again.
+    * The older of them leaves an Identity for each parameter that it merged into another: it has
+      its own initializer again, of the Identity's name.
+    * The newer notes the parameters' names: those that are missing get their own initializer, or a
+      warning.
+    * Of other exporters, initializers whose elements are all the same number are split, one for
+      each node.
+    """
+    graph = model.graph
+    kept = names_of("tied", tied, [tensor.name for tensor in graph.initializer])
+    reading = [name for node in graph.node for name in node.input]
+    for name in sorted(kept):
+        if reading.count(name) < 2:
+            raise ValueError(f"tied has {name!r}, expected initializers that several nodes read")
+    if not is_pytorch(model):
+        split_constants(model, kept)
+        return
+    tie_transposed(model)
+    if targets_of(model) is None:
+        split_identities(graph, kept)
+    else:
+        split_missing(model, kept)
+        add_dropped_biases(model)
+        warn_of_missing(model)
+
+
+# --- of any exporter ----------------------------------------------------------------------------
+
+
+def split_constants(model: onnx.ModelProto, kept: set[str]) -> None:
+    """Give each node its own where all elements are the same number."""
+    tensors, taken = float_tensors(model.graph), value_names(model)
+    readers = readers_of(model.graph)
+    for name, tensor in tensors.items():
+        if name not in kept and math.prod(tensor.dims) > 1 and is_constant(tensor):
+            fresh = fresh_names(taken, name)
+            for node, i, _ in readers[name][1:]:
+                node.input[i] = copy_tensor(model.graph, tensor, fresh()).name
+
+
+# --- of both of PyTorch's -----------------------------------------------------------------------
+
+
+def tie_transposed(model: onnx.ModelProto) -> None:
+    """Write out the transpositions that were folded, of what is another initializer too.
+
+    The older exporter folds without a note: what is the transposition of another is taken for it.
+    """
+    graph, noted = model.graph, noted_parameters(model)
+
+    def is_folded(name: str) -> bool:
+        return name.startswith(MADE_UP) if noted is None else noted.get(name, [name]) != [name]
+
+    matrices = {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in float_tensors(graph).items()
+        if len(tensor.dims) == 2 and not is_constant(tensor)
+    }
+    kept: list[str] = []
+    nodes = []
+    for name in sorted(matrices, key=is_folded):
+        for other in kept if is_folded(name) else ():
+            if noted is not None and noted.get(name) != noted.get(other):
+                continue
+            if np.array_equal(matrices[name], matrices[other].T):
+                nodes.append(helper.make_node("Transpose", [other], [name], perm=[1, 0]))
+                break
+            if np.array_equal(matrices[name], matrices[other]):
+                nodes.append(helper.make_node("Identity", [other], [name]))
+                break
+        else:
+            kept.append(name)
+    made = {node.output[0] for node in nodes}
+    tensors = [tensor for tensor in graph.initializer if tensor.name not in made]
+    nodes += graph.node
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(tensors)
+    graph.node.extend(nodes)
+
+
+# --- of the older -------------------------------------------------------------------------------
+
+
+def split_identities(graph: onnx.GraphProto, kept: set[str]) -> None:
+    """Give each parameter of which an Identity is left an initializer.
+
+    Where the name is the exporter's, as of transposed weights, it is the same parameter if the same
+    module reads it, in another call, and the Identity stays.
+    """
+    tensors = float_tensors(graph)
+    outputs = {output.name for output in graph.output}
+    readers = readers_of(graph)
+    nodes = []
+    for node in graph.node:
+        name, new = (*node.input, "")[0], node.output[0]
+        if node.op_type == "Identity" and name in tensors.keys() - kept and new not in outputs:
+            calls = ({call_of(reader) for reader, *_ in readers[value]} for value in (name, new))
+            if not new.startswith(MADE_UP) or not set.intersection(*calls):
+                copy_tensor(graph, tensors[name], new)
+                continue
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+# --- of the newer -------------------------------------------------------------------------------
+
+
+def split_missing(model: onnx.ModelProto, kept: set[str]) -> None:
+    """Give each parameter that was merged into another an initializer."""
+    graph, noted = model.graph, noted_parameters(model) or {}
+    tensors = {n: t for n, t in float_tensors(graph).items() if n in noted and n not in kept}
+    reading = [
+        (node, i, name)
+        for node in graph.node
+        for i, name in enumerate(node.input)
+        if name in tensors
+    ]
+    taken, copies = value_names(model), dict[tuple[str, str], str]()
+    for (node, i, name), target in zip(reading, owners_of(model, reading, tensors), strict=True):
+        if target is None:
+            continue
+        if (name, target) not in copies:
+            as_it_is = noted[name] == [name] and target not in {*taken, NO_PARAMETER}
+            new = target if as_it_is else fresh_names(taken, name)()
+            taken.add(new)
+            copied = copy_tensor(graph, tensors[name], new)
+            if target != NO_PARAMETER:
+                note_parameter(graph, copied, target)
+            copies[name, target] = new
+        node.input[i] = copies[name, target]
+
+
+def owners_of(
+    model: onnx.ModelProto, reading: Sequence[Reading], tensors: Tensors
+) -> list[str | None]:
+    """The missing parameter that is read in truth, for each reading of an initializer; or None.
+
+    Of those that are equal the exporter keeps the first: what comes after the one that is left may
+    have been merged into it. Of one with several names it keeps the last: what comes before is
+    another name. What a module reads is one of its own, that whose name ends most alike. Where it
+    has several that are equal, such as two gains, they are told by their order, if nothing else
+    accounts for them. What a normalization reads that has none is the exporter's ones and zeros.
+    """
+    noted, missing = noted_parameters(model) or {}, missing_parameters(model)
+    place = {target: i for i, target in enumerate(targets_of(model) or ())}
+    direct: dict[str, set[str]] = defaultdict(set)  # the operators of its own module that read it
+    for node, _, name in reading:
+        if module_of(node) == parent_of(noted[name][0]):
+            direct[name].add(node.op_type)
+
+    def alike(own: str, module: str | None) -> str | None:
+        """What another module reads where an initializer stands for several."""
+        theirs = [target for target in missing if is_within(target, module)]
+        merged = [target for target in missing if place[target] > place[own]]
+        found = most_alike(own, [target for target in theirs if target in merged])
+        if found is None and (first := most_alike(own, theirs)):
+            found = most_alike(first, [own, *merged])  # the module has a later name too
+        return found
+
+    owners: list[str | None] = [None] * len(reading)
+    left = []
+    seen = set[tuple[str, str | None]]()
+    for k, (node, _, name) in enumerate(reading):
+        own, module = noted[name][0], module_of(node)
+        constant = is_constant(tensors[name])
+        made_up = constant and node.op_type in NORMALIZATIONS
+        if is_within(own, module):
+            others = NORMALIZATIONS if module == parent_of(own) else ()
+            if made_up and direct[name].difference(others):
+                owners[k] = NO_PARAMETER
+            elif (name, module) in seen and constant:
+                left.append(k)
+            seen.add((name, module))
+        elif found := alike(own, module):
+            owners[k] = found if found != own else None
+        elif made_up and not any(is_within(target, module) for target in missing):
+            owners[k] = NO_PARAMETER
+        elif constant:
+            left.append(k)
+    for k in left:
+        node, _, name = reading[k]
+        mine = (t for t in missing if parent_of(t) == module_of(node) and t not in owners)
+        owners[k] = next((t for t in mine if place[t] > place[noted[name][0]]), None)
+    return owners
+
+
+def parent_of(parameter: str) -> str:
+    """The module that a parameter is of."""
+    return parameter.rpartition(".")[0]
+
+
+def most_alike(name: str, others: Sequence[str]) -> str | None:
+    """The first of those whose last words agree most with those of a name; None: none agrees."""
+
+    def agreeing(other: str) -> int:
+        pairs = zip(reversed(name.split(".")), reversed(other.split(".")), strict=False)
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    best = max(others, key=agreeing, default=None)
+    return best if best is not None and agreeing(best) else None
+
+
+def is_within(parameter: str, module: str | None) -> bool:
+    """Whether the parameter of this name is of the module, or of one in it."""
+    return module is not None and (not module or parameter.startswith(f"{module}."))
+
+
+def add_dropped_biases(model: onnx.ModelProto) -> None:
+    """Give nodes the biases that were dropped as they are all zeros."""
+    graph, noted = model.graph, noted_parameters(model) or {}
+    missing = missing_parameters(model)
+    tensors, taken = float_tensors(graph), value_names(model)
+    for node in graph.node:
+        if node.op_type not in WITH_BIAS or len(node.input) != 2 or node.input[1] not in noted:
+            continue
+        weight = tensors[node.input[1]]
+        modules = (parent_of(noted[weight.name][0]), module_of(node))
+        names = [f"{module}.bias".lstrip(".") for module in modules if module is not None]
+        name = next((name for name in names if name in missing), None)
+        if name is None or (name in taken and name not in tensors):
+            continue
+        if name not in tensors:
+            dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
+            tensors[name] = numpy_helper.from_array(np.zeros(bias_size(node, weight), dtype), name)
+            note_parameter(graph, copy_tensor(graph, tensors[name], name), name)
+        node.input.append(name)
+
+
+def bias_size(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
+    """How many elements the bias of a node `WITH_BIAS` has."""
+    attributes = {item.name: item.i for item in node.attribute}
+    if node.op_type == "Gemm":
+        return int(weight.dims[0 if attributes.get("transB") else 1])
+    if node.op_type == "ConvTranspose":
+        return int(weight.dims[1] * attributes.get("group", 1))
+    return int(weight.dims[0])
+
+
+def warn_of_missing(model: onnx.ModelProto) -> None:
+    """Name the parameters that are still missing, but for other names of one that is there."""
+    noted = noted_parameters(model) or {}
+    place = {target: i for i, target in enumerate(targets_of(model) or ())}
+    last: dict[str, int] = defaultdict(lambda: -1)  # the last parameter that each module reads
+    for node in model.graph.node:
+        for name in noted.keys() & set(node.input):
+            module = module_of(node) or ""
+            last[module] = max(last[module], place[noted[name][0]])
+    lost = [t for t in missing_parameters(model) if last[parent_of(t)] < place[t]]
+    if lost:
+        warnings.warn(
+            f"the exported model lacks the parameters {lost}, which are not trained: the exporter "
+            "merges, folds and drops what is equal, 0 or 1, or the model does not use them",
+            stacklevel=2,
+        )
+
+
+# --- tensors and their readers ------------------------------------------------------------------
+
+
+def float_tensors(graph: onnx.GraphProto) -> Tensors:
+    """The initializers of floating-point numbers."""
+    return {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in FLOATS}
+
+
+def readers_of(graph: onnx.GraphProto) -> dict[str, list[Reading]]:
+    """Where each value is read; Identities are left out."""
+    readers: dict[str, list[Reading]] = defaultdict(list)
+    for node in graph.node:
+        if node.op_type != "Identity":
+            for i, name in enumerate(node.input):
+                readers[name].append((node, i, name))
+    return readers
+
+
+def is_constant(tensor: onnx.TensorProto) -> bool:
+    """Whether all elements are the same number."""
+    array = numpy_helper.to_array(tensor)
+    return bool(array.size == 0 or (array == array.flat[0]).all())
+
+
+def copy_tensor(graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    """Add the same initializer under another name."""
+    made = onnx.TensorProto()
+    made.CopyFrom(tensor)
+    made.name = name
+    graph.initializer.append(made)
+    return made
