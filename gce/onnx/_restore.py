@@ -48,7 +48,7 @@ NORMALIZATIONS = (
 WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
 
 
-def restore_parameters(model: onnx.ModelProto, tied: Iterable[str] = ()) -> None:
+def restore_parameters(model: onnx.ModelProto, tied: Iterable[str] = ()) -> dict[str, str]:
     """Undo, in place, what exporters do to parameters, but for the `tied`, which stay one.
 
     * Where PyTorch's folded a transposition of another initializer, that is written out again.
@@ -58,6 +58,11 @@ def restore_parameters(model: onnx.ModelProto, tied: Iterable[str] = ()) -> None
       warning.
     * Of other exporters, initializers whose elements are all the same number are split, one for
       each node.
+
+    Returns
+    -------
+    dict of str to str
+        The initializers that are new, and those that they were merged into.
     """
     graph = model.graph
     kept = names_of("tied", tied, [tensor.name for tensor in graph.initializer])
@@ -66,29 +71,31 @@ def restore_parameters(model: onnx.ModelProto, tied: Iterable[str] = ()) -> None
         if reading.count(name) < 2:
             raise ValueError(f"tied has {name!r}, expected initializers that several nodes read")
     if not is_pytorch(model):
-        split_constants(model, kept)
-        return
+        return split_constants(model, kept)
     tie_transposed(model)
     if targets_of(model) is None:
-        split_identities(graph, kept)
-    else:
-        split_missing(model, kept)
-        add_dropped_biases(model)
-        warn_of_missing(model)
+        return split_identities(graph, kept)
+    copies = split_missing(model, kept)
+    add_dropped_biases(model)
+    warn_of_missing(model)
+    return copies
 
 
 # --- of any exporter ----------------------------------------------------------------------------
 
 
-def split_constants(model: onnx.ModelProto, kept: set[str]) -> None:
+def split_constants(model: onnx.ModelProto, kept: set[str]) -> dict[str, str]:
     """Give each node its own where all elements are the same number."""
     tensors, taken = float_tensors(model.graph), value_names(model)
+    copies = {}
     readers = readers_of(model.graph)
     for name, tensor in tensors.items():
         if name not in kept and math.prod(tensor.dims) > 1 and is_constant(tensor):
             fresh = fresh_names(taken, name)
             for node, i, _ in readers[name][1:]:
                 node.input[i] = copy_tensor(model.graph, tensor, fresh()).name
+                copies[node.input[i]] = name
+    return copies
 
 
 # --- of both of PyTorch's -----------------------------------------------------------------------
@@ -134,7 +141,7 @@ def tie_transposed(model: onnx.ModelProto) -> None:
 # --- of the older -------------------------------------------------------------------------------
 
 
-def split_identities(graph: onnx.GraphProto, kept: set[str]) -> None:
+def split_identities(graph: onnx.GraphProto, kept: set[str]) -> dict[str, str]:
     """Give each parameter of which an Identity is left an initializer.
 
     Where the name is the exporter's, as of transposed weights, it is the same parameter if the same
@@ -143,23 +150,25 @@ def split_identities(graph: onnx.GraphProto, kept: set[str]) -> None:
     tensors = float_tensors(graph)
     outputs = {output.name for output in graph.output}
     readers = readers_of(graph)
-    nodes = []
+    nodes, copies = [], {}
     for node in graph.node:
         name, new = (*node.input, "")[0], node.output[0]
         if node.op_type == "Identity" and name in tensors.keys() - kept and new not in outputs:
             calls = ({call_of(reader) for reader, *_ in readers[value]} for value in (name, new))
             if not new.startswith(MADE_UP) or not set.intersection(*calls):
                 copy_tensor(graph, tensors[name], new)
+                copies[new] = name
                 continue
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+    return copies
 
 
 # --- of the newer -------------------------------------------------------------------------------
 
 
-def split_missing(model: onnx.ModelProto, kept: set[str]) -> None:
+def split_missing(model: onnx.ModelProto, kept: set[str]) -> dict[str, str]:
     """Give each parameter that was merged into another an initializer."""
     graph, noted = model.graph, noted_parameters(model) or {}
     tensors = {n: t for n, t in float_tensors(graph).items() if n in noted and n not in kept}
@@ -182,6 +191,7 @@ def split_missing(model: onnx.ModelProto, kept: set[str]) -> None:
                 note_parameter(graph, copied, target)
             copies[name, target] = new
         node.input[i] = copies[name, target]
+    return {new: name for (name, target), new in copies.items() if target != NO_PARAMETER}
 
 
 def owners_of(

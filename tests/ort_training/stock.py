@@ -17,11 +17,10 @@ from gce.onnx import training
 def main(given: str, wanted: str) -> None:
     with np.load(given) as file:
         arrays = dict(file)
-    optimizers = {"sgd": training.SGD(), "adamw": training.AdamW(eps=1e-6, weight_decay=0.0)}
+    optimizers = {"sgd": training.SGD(), "adamw": training.AdamW(eps=float(arrays["eps"]))}
     trainer = training.Trainer(
         onnx.load_from_string(arrays["model"].tobytes()),
         optimizer=optimizers[str(arrays["optimizer"])],
-        parameters=arrays["parameters"].tolist(),
         learning_rate=float(arrays["learning_rate"]),
         gamma=lambda step: float(arrays["gammas"][step]),
         axis=int(arrays["axis"]),

@@ -330,9 +330,9 @@ def test_wrong_artifacts(tmp_path):
         ort_training.generate_artifacts(model, requires_grad, **arguments)
 
     forward = shifted((7, 5))
-    with pytest.raises(ValueError, match=r"requires_grad has 'Q', expected names of .* \['P'\] "):
+    with pytest.raises(ValueError, match=r"requires_grad has 'Q', expected names of .* \['P'\]"):
         generate(forward, ["P", "Q"])
-    with pytest.raises(ValueError, match="frozen_params has 'x', expected names of the model's"):
+    with pytest.raises(ValueError, match="frozen_params has 'x', expected names of initializers"):
         generate(forward, frozen_params=["x"])
     with pytest.raises(TypeError, match="requires_grad has type str, expected a list of names"):
         generate(forward, "P")

@@ -27,7 +27,7 @@ def cnn() -> nn.Module:
         nn.ReLU(),
         nn.Conv2d(4, 8, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.MaxPool2d(2),
+        nn.AvgPool2d(2),
         nn.Flatten(),
         nn.Linear(32, 6),
     )
@@ -80,12 +80,30 @@ def encoder() -> nn.Module:
     return nn.Sequential(layer, nn.Linear(12, 6)).eval()
 
 
+class Tied(nn.Module):
+    """An embedding that is the last layer's weight too, and modules that are called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 12)
+        self.shared, self.norm = nn.Linear(12, 12), nn.LayerNorm(12)
+        self.head = nn.Linear(12, VOCABULARY, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(ids)
+        for _ in range(2):
+            x = self.norm(x + torch.tanh(self.shared(x)))
+        return self.head(x)
+
+
 def problem(name: str, rng: np.random.Generator) -> tuple[nn.Module, np.ndarray, np.ndarray, int]:
     """A module, and inputs, labels and the axis of the classes."""
     torch.manual_seed(int(rng.integers(1 << 30)))
-    if name == "transformer":
+    if name in ("transformer", "tied"):
         ids = rng.integers(0, VOCABULARY, size=(3, 7))
-        return Transformer(), ids[:, :-1], ids[:, 1:], -1
+        module = Transformer() if name == "transformer" else Tied()
+        return module, ids[:, :-1], ids[:, 1:], -1
     if name == "encoder":
         x = rng.normal(size=(3, 4, 12)).astype(np.float32)
         return encoder(), x, rng.integers(0, 6, size=(3, 4)), -1
@@ -95,12 +113,15 @@ def problem(name: str, rng: np.random.Generator) -> tuple[nn.Module, np.ndarray,
     return mlp(), rng.normal(size=(5, 20)).astype(np.float32), labels, 1
 
 
-def exported(module: nn.Module, x: np.ndarray, dynamo: bool, opset: int) -> onnx.ModelProto:
-    """The forward model, with its parameters as they are.
+def exported(
+    module: nn.Module, x: np.ndarray, dynamo: bool, opset: int, optimize: bool = True
+) -> onnx.ModelProto:
+    """The forward model; unless optimized, with its parameters as they are.
 
-    Without these options the exporters merge parameters of equal values, such as those of layer
-    norms that nothing has trained yet, and fold transpositions into others: fine for inference.
+    By default the exporters merge parameters of equal values, such as those of layer norms that
+    nothing has trained yet, and fold transpositions into others.
     """
+    module.eval()
     arguments, names = (torch.from_numpy(x),), {"input_names": ["x"], "output_names": ["logits"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporters, and of the older one
@@ -109,7 +130,7 @@ def exported(module: nn.Module, x: np.ndarray, dynamo: bool, opset: int) -> onnx
                 module,
                 arguments,
                 dynamo=True,
-                optimize=False,
+                optimize=optimize,
                 opset_version=opset,
                 dynamic_shapes=({0: torch.export.Dim("N")},),
                 verbose=False,
@@ -118,15 +139,18 @@ def exported(module: nn.Module, x: np.ndarray, dynamo: bool, opset: int) -> onnx
             assert program is not None
             return program.model_proto
         buffer = io.BytesIO()
+        as_they_are = {
+            "training": torch.onnx.TrainingMode.TRAINING,
+            "do_constant_folding": False,
+        }
         torch.onnx.export(
             module,
             arguments,
             buffer,
             dynamo=False,
-            training=torch.onnx.TrainingMode.TRAINING,
-            do_constant_folding=False,
             opset_version=opset,
             dynamic_axes={"x": {0: "N"}, "logits": {0: "N"}},
+            **({} if optimize else as_they_are),
             **names,
         )
     return onnx.load_from_string(buffer.getvalue())

@@ -29,7 +29,7 @@ class Training:
         self,
         folder: Path,
         forward: onnx.ModelProto,
-        parameters: list[str],
+        parameters: list[str] | None,
         loss: Any,
         optimizer: Any = SGD,
         **options: Any,
@@ -43,8 +43,8 @@ class Training:
             artifact_directory=folder,
             **options,
         )
-        self.parameters = parameters
         self.load(folder / "checkpoint")
+        self.parameters = [name for name, p in self.state.parameters if p.requires_grad]
 
     def load(self, checkpoint: Path) -> None:
         """Go on from this checkpoint."""

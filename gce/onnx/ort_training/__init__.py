@@ -1,8 +1,9 @@
 """Training with ONNX Runtime's own training release, onnxruntime-training(-cpu) 1.19.2.
 
 `GammaCrossEntropyLoss` is a loss among those of onnxblock, with γ as an input of the graph, to be
-fed at each step. `generate_artifacts` writes what ``onnxruntime.training.api`` trains with, and
-`export_model` puts what it trained into the forward model. An example is at `generate_artifacts`.
+fed at each step; `AdamW` is PyTorch's, where onnxblock's own is another. `generate_artifacts`
+writes what ``onnxruntime.training.api`` trains with, and `export_model` puts what it trained into
+the forward model. An example is at `generate_artifacts`.
 
 Needs the training release in place of onnxruntime (both are the same Python package), torch, which
 it imports, and onnx: importing this module says what is missing. It is the last release of its
@@ -20,9 +21,11 @@ from gce.onnx.ort_training._artifacts import generate_artifacts, session_options
 from gce.onnx.ort_training._export import export_model
 from gce.onnx.ort_training._gradient import register_gradient
 from gce.onnx.ort_training._loss import GammaCrossEntropyLoss
+from gce.onnx.ort_training._optimizers import AdamW
 from gce.onnx.ort_training._prepare import prepare_model
 
 __all__ = [
+    "AdamW",
     "GammaCrossEntropyLoss",
     "export_model",
     "generate_artifacts",

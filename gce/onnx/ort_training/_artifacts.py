@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import onnx
 
 from gce._onnx_library import library_path, register
-from gce.onnx.ort_training._prepare import prepare_model
+from gce.onnx._parameters import reached_by_gradients
+from gce.onnx.ort_training._prepare import Prepared, prepared_of
 from gce.onnx.ort_training._runtime import MAX_IR_VERSION, artifacts, onnxblock, onnxruntime
 
 __all__ = ["generate_artifacts", "session_options"]
@@ -38,7 +40,7 @@ def session_options(options: Any = None) -> Any:
 
 def generate_artifacts(
     model: onnx.ModelProto | str | os.PathLike[str],
-    requires_grad: Iterable[str],
+    requires_grad: Iterable[str] | None = None,
     *,
     loss: Any,
     optimizer: Any = None,
@@ -54,12 +56,14 @@ def generate_artifacts(
     ----------
     model : onnx.ModelProto or path
         The forward model, up to 2 GiB.
-    requires_grad : iterable of str
-        The parameters to train, by the names of their initializers.
+    requires_grad : iterable of str, optional
+        The parameters to train, by the names that they have in ``prepare_model(model)``. By default
+        all that are parameters, as for `gce.onnx.training.training_graph`, but for the
+        ``frozen_params``.
     loss : onnxblock.Block or LossType
         `GammaCrossEntropyLoss`, or a block that uses it.
     optimizer : OptimType or onnxblock.Block, optional
-        Without it no optimizer model is written.
+        `AdamW` or another. Without it no optimizer model is written.
     **options
         ``artifact_directory``, ``frozen_params``, ``loss_input_names`` (which outputs the loss
         takes; by default all of them), ``additional_output_names``, ``prefix``, ``ort_format``,
@@ -71,13 +75,17 @@ def generate_artifacts(
         A model or option that is not as said above; a parameter that the model does not have; what
         `GammaCrossEntropyLoss.build` raises.
 
+    Warns
+    -----
+    UserWarning
+        `requires_grad` has a parameter, and not another that the exporter had merged into it.
+
     Examples
     --------
     >>> import tempfile
     >>> import numpy as np
     >>> from gce.onnx import ort_training
     >>> from onnx import TensorProto, helper, numpy_helper
-    >>> from onnxruntime.training import artifacts
     >>> from onnxruntime.training.api import CheckpointState, Module, Optimizer
     >>> forward = helper.make_model(
     ...     helper.make_graph(
@@ -90,9 +98,8 @@ def generate_artifacts(
     >>> folder = tempfile.mkdtemp()
     >>> ort_training.generate_artifacts(
     ...     forward,
-    ...     ["W"],
     ...     loss=ort_training.GammaCrossEntropyLoss(),
-    ...     optimizer=artifacts.OptimType.AdamW,
+    ...     optimizer=ort_training.AdamW(),
     ...     artifact_directory=folder)
     >>> state = CheckpointState.load_checkpoint(f"{folder}/checkpoint")
     >>> module = Module(
@@ -115,11 +122,21 @@ def generate_artifacts(
     """
     if "custom_op_library" in options:
         raise TypeError("custom_op_library is given, expected none: it is always that of gce")
-    prepared = prepare_model(model)
-    names = _require_parameters(prepared, "requires_grad", requires_grad)
+    prepared = prepared_of(model)
     frozen = options.pop("frozen_params", None)
     if frozen is not None:
-        frozen = _require_parameters(prepared, "frozen_params", frozen)
+        frozen = _require_parameters(prepared.model, "frozen_params", frozen)
+    if requires_grad is None:
+        names = _all_parameters(prepared, options.get("loss_input_names"), frozen or ())
+    else:
+        names = _require_parameters(prepared.model, "requires_grad", requires_grad)
+        for copy, source in prepared.copies.items():
+            if source in names and copy not in (*names, *(frozen or ())):
+                warnings.warn(
+                    f"requires_grad has {source!r}, and not {copy!r}, which the exporter had "
+                    "merged into it and which is not trained",
+                    stacklevel=2,
+                )
     if isinstance(loss, onnxblock.Block):
         loss = _Scalar(loss)
     if isinstance(optimizer, artifacts.OptimType):
@@ -127,7 +144,7 @@ def generate_artifacts(
     if isinstance(optimizer, onnxblock.Block):
         optimizer = _Readable(optimizer)
     artifacts.generate_artifacts(
-        prepared,
+        prepared.model,
         requires_grad=names,
         frozen_params=frozen,
         loss=loss,
@@ -176,6 +193,19 @@ class _Readable(onnxblock.ForwardBlock):  # type: ignore[misc]  # onnxruntime ha
         return self._optimizer(parameters)
 
 
+def _all_parameters(
+    prepared: Prepared, outputs: Iterable[str] | None, frozen: Iterable[str]
+) -> list[str]:
+    """The parameters that a loss of these outputs, or of all, trains."""
+    model = prepared.model
+    wanted = [output.name for output in model.graph.output] if outputs is None else list(outputs)
+    reached = set().union(*(reached_by_gradients(model, output) for output in wanted))
+    names = [name for name in prepared.parameters if name in reached and name not in frozen]
+    if not names:
+        raise ValueError(f"model has no parameters to train: no weights that {wanted} depend on")
+    return names
+
+
 def _require_parameters(model: onnx.ModelProto, argument: str, names: Iterable[str]) -> list[str]:
     """The names, if each is one of an initializer."""
     if isinstance(names, str):
@@ -185,8 +215,7 @@ def _require_parameters(model: onnx.ModelProto, argument: str, names: Iterable[s
     for name in names:
         if name not in have:
             raise ValueError(
-                f"{argument} has {name!r}, expected names of the model's initializers {have} "
-                "(exporters may merge equal parameters and fold operations on them, unless told "
-                "not to)"
+                f"{argument} has {name!r}, expected names of initializers that prepare_model gives "
+                f"the model: {have}"
             )
     return names

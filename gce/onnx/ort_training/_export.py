@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from gce.onnx._graphs import copy_of
+from gce.onnx._restore import restore_parameters
 from gce.onnx.ort_training._runtime import api
 
 __all__ = ["export_model"]
@@ -30,14 +31,16 @@ def export_model(
     state : CheckpointState or Module
         What was trained, as it is now.
     model : onnx.ModelProto or path
-        The forward model that the artifacts were generated from. It stays as it is.
+        The forward model that the artifacts were generated from, by `generate_artifacts` or from
+        what `prepare_model` gave. It stays as it is.
     path : path, optional
         File to save the result to.
 
     Returns
     -------
     onnx.ModelProto
-        `model` with the values of all parameters of `state`, frozen ones too.
+        `model` with the values of all parameters of `state`, frozen ones too, and with the
+        initializers that `prepare_model` gives it.
 
     Raises
     ------
@@ -58,6 +61,7 @@ def export_model(
             "onnxruntime.training.api"
         )
     exported = copy_of(model)
+    restore_parameters(exported)
     initializers = {tensor.name: tensor for tensor in exported.graph.initializer}
     for name, parameter in state.parameters:
         if name not in initializers:

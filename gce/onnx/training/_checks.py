@@ -13,8 +13,8 @@ import onnx
 from onnx import helper
 
 from gce.onnx._graphs import bodies_of
+from gce.onnx._hyperparameters import check_range
 from gce.onnx.training._graph import Forward
-from gce.onnx.training._optimizers import check_range
 
 __all__ = ["Feeds", "Inputs", "checked_count", "checked_rate", "digest", "kinds", "plain", "sizes"]
 

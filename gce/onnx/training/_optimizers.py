@@ -8,13 +8,13 @@ formulas are arranged to need few.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from gce.onnx._hyperparameters import check_adamw, check_range
 from gce.onnx.training._nodes import Nodes
 
 __all__ = ["SGD", "AdamW", "Optimizer"]
@@ -52,7 +52,7 @@ class Optimizer(Protocol):
         """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD:
     """Stochastic gradient descent, as ``torch.optim.SGD``.
 
@@ -129,7 +129,7 @@ class SGD:
         nodes.op("Sub", parameter, change, output=new["parameter"])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101), as ``torch.optim.AdamW``.
 
@@ -170,21 +170,15 @@ class AdamW:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        betas: Any = self.betas
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise TypeError(f"betas = {betas!r}, expected two numbers")
-        for i, beta in enumerate(betas):
-            check_range(f"betas[{i}]", beta, below=1.0)
-        check_range("eps", self.eps)
-        check_range("weight_decay", self.weight_decay)
+        check_adamw(self.betas, self.eps, self.weight_decay)
         no_decay: Any = self.no_decay
-        if isinstance(no_decay, str):
+        if isinstance(no_decay, str) or not isinstance(no_decay, Iterable):
             raise TypeError(f"no_decay = {no_decay!r}, expected several names")
         names = list(no_decay)
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"no_decay has {name!r}, expected names")
-        object.__setattr__(self, "betas", tuple(map(float, betas)))
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
         object.__setattr__(self, "no_decay", tuple(sorted(set(names))))
         keep_plain(self, float, "eps", "weight_decay")
 
@@ -236,12 +230,3 @@ def keep_plain(optimizer: Any, kind: Callable[[Any], Any], *names: str) -> None:
     """Make plain numbers of numpy's: a checkpoint compares how an optimizer prints itself."""
     for name in names:
         object.__setattr__(optimizer, name, kind(getattr(optimizer, name)))
-
-
-def check_range(name: str, value: Any, below: float = math.inf) -> None:
-    """Raise unless the value is a finite number from 0 on, and less than `below`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name} = {value!r}, expected a number")
-    if not 0.0 <= value < below:
-        limit = "a finite number of at least 0" if below == math.inf else f"0 <= {name} < {below:g}"
-        raise ValueError(f"{name} = {value}, expected {limit}")

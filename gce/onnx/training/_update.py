@@ -16,8 +16,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from gce.onnx._hyperparameters import check_range
 from gce.onnx.training._nodes import Nodes, value_info
-from gce.onnx.training._optimizers import Optimizer, check_range
+from gce.onnx.training._optimizers import Optimizer
 
 __all__ = ["Update", "add_update"]
 

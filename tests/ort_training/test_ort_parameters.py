@@ -1,0 +1,193 @@
+"""Which parameters are trained, by which optimizer, and models that are written anew for it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper, parser
+from torch_models import exported, problem
+from trainings import SGD, Training, shifted
+
+from gce.onnx import ort_training
+
+RNG = np.random.default_rng(7)
+LOSS = ort_training.GammaCrossEntropyLoss()
+
+
+def model_of(nodes: str, classes: int = 3, **arrays: Any) -> onnx.ModelProto:
+    head = '<ir_version: 10, opset_import: ["" : 17]>'
+    graph = f"g (float[N,3] x) => (float[N,{classes}] logits) {{ {nodes} }}"
+    model = parser.parse_model(f"{head} {graph}")
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(array, np.float32), name)
+        for name, array in arrays.items()
+    )
+    return model
+
+
+# --- which --------------------------------------------------------------------------------------
+
+
+def test_by_default_all_that_are_parameters(tmp_path):
+    """No constants, nothing that no gradient reaches, and one for each normalization."""
+    norms = "a = LayerNormalization(x, one, zero)\n b = LayerNormalization(a, one, zero)\n"
+    rest = "f = Floor(flat)\n c = Mul(b, half)\n d = Add(c, f)\n logits = MatMul(d, w)"
+    arrays = {"one": np.ones(3), "zero": np.zeros(3), "half": [0.5], "flat": [1.5, 2.5, 3.5]}
+    model = model_of(norms + rest, w=RNG.normal(size=(3, 3)), **arrays)
+    training = Training(tmp_path, model, None, LOSS)
+    names = {"one", "one/0", "zero", "zero/0", "w"}
+    assert set(training.parameters) == names
+    frozen = Training(tmp_path, model, None, LOSS, frozen_params=["one", "w"])
+    assert set(frozen.parameters) == names - {"one", "w"}
+    with pytest.raises(ValueError, match=r"no weights that \['logits'\] depend on"):
+        Training(tmp_path, model, None, LOSS, frozen_params=list(names))
+
+
+def test_by_default_only_what_the_loss_needs(tmp_path):
+    model = model_of("logits = MatMul(x, w)\n other = MatMul(x, v)", w=np.ones((3, 3)), v=np.eye(3))
+    model.graph.output.append(helper.make_tensor_value_info("other", 1, ["N", 3]))
+    training = Training(tmp_path, model, None, LOSS, loss_input_names=["other"])
+    assert training.parameters == ["v"]
+
+
+def test_a_parameter_that_was_merged_is_not_forgotten(tmp_path):
+    model = model_of(
+        "a = Mul(x, one)\n b = Mul(a, one)\n logits = MatMul(b, w)", one=[1, 1, 1], w=np.eye(3)
+    )
+    with pytest.warns(UserWarning, match="requires_grad has 'one', and not 'one/0', which the exp"):
+        training = Training(tmp_path, model, ["one", "w"], LOSS)
+    assert set(training.parameters) == {"one", "w"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Training(tmp_path, model, ["one", "w"], LOSS, frozen_params=["one/0"])
+        Training(tmp_path, model, ["one", "one/0"], LOSS)
+        Training(tmp_path, model, ["w"], LOSS)
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", ["encoder", "tied"])
+def test_the_export_has_the_parameters_that_were_trained(tmp_path, name, dynamo):
+    """Those of a model that the exporter merged or folded, and of one that is prepared already."""
+    module, x, labels, axis = problem(name, np.random.default_rng(3))
+    forward = exported(module, x, dynamo, 18)
+    loss = ort_training.GammaCrossEntropyLoss(axis=axis)
+    training = Training(tmp_path, forward, None, loss)
+    training.step(x, labels, np.array(0.5), learning_rate=1.0)
+    feeds = (x, labels, np.array(0.0))
+    for model in (forward, ort_training.prepare_model(forward)):
+        trained = ort_training.export_model(training.module, model)
+        tensors = {t.name: numpy_helper.to_array(t) for t in trained.graph.initializer}
+        for parameter, value in training.values().items():
+            np.testing.assert_array_equal(tensors[parameter], value)
+        session = onnxruntime.InferenceSession(trained.SerializeToString())
+        (logits,) = session.run(None, {"x": x})
+        rows = logits.reshape(-1, logits.shape[-1]).astype(np.float64)
+        log_sum = np.log(np.exp(rows).sum(1))
+        expected = np.mean(log_sum - rows[np.arange(len(rows)), labels.reshape(-1)])
+        assert training.evaluate(*feeds) == pytest.approx(expected, rel=1e-5)
+
+
+def test_preparing_twice_is_as_once():
+    for name in ("encoder", "tied", "cnn"):
+        for dynamo in (False, True):
+            module, x, _, _ = problem(name, np.random.default_rng(3))
+            once = ort_training.prepare_model(exported(module, x, dynamo, 18))
+            assert ort_training.prepare_model(once).SerializeToString() == once.SerializeToString()
+
+
+# --- AdamW --------------------------------------------------------------------------------------
+
+
+def test_adamw_is_that_of_pytorch(tmp_path):
+    """With ε and decay large enough to tell it from onnxblock's own."""
+    options: dict[str, Any] = {"betas": (0.8, 0.95), "eps": 0.1, "weight_decay": 0.3}
+    model = shifted((7, 5))
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(RNG.normal(size=(7, 5)).astype(np.float32), "P")
+    )
+    training = Training(tmp_path, model, None, LOSS, ort_training.AdamW(**options))
+    p = training.values()["P"].astype(np.float64)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    x, labels = RNG.normal(size=(7, 5)).astype(np.float32), RNG.integers(0, 5, size=7)
+    for t in range(1, 6):
+        _, gradients = training.step(x, labels, np.array(0.3), learning_rate=0.2)
+        g = gradients["P"].astype(np.float64)
+        m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
+        scale = np.sqrt(v / (1 - 0.95**t)) + 0.1
+        p = (1 - 0.2 * 0.3) * p - 0.2 * m / (1 - 0.8**t) / scale
+        # Float32, of order 1: a rounding or two at each step.
+        np.testing.assert_allclose(training.values()["P"], p, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"betas": 0.9}, TypeError, "betas = 0.9, expected two numbers"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\] = 1.0, expected 0 <= betas\[1\] < 1"),
+        ({"eps": -1e-8}, ValueError, "eps = -1e-08, expected a finite number of at least 0"),
+        ({"weight_decay": "a"}, TypeError, "weight_decay = 'a', expected a number"),
+    ],
+)
+def test_errors_of_adamw(options, error, message):
+    with pytest.raises(error, match=message):
+        ort_training.AdamW(**options)
+
+
+# --- AveragePool --------------------------------------------------------------------------------
+
+POOLS = [
+    "kernel_shape = [2, 2]",
+    "kernel_shape = [3, 2], strides = [2, 1]",
+    "kernel_shape = [3, 3], pads = [1, 0, 1, 2], count_include_pad = 1",
+    'kernel_shape = [2, 3], auto_pad = "VALID"',
+]
+
+
+def pooled(attributes: str, channels: str = "3") -> onnx.ModelProto:
+    head = '<ir_version: 10, opset_import: ["" : 17]>'
+    nodes = (
+        f"h = Mul(x, p)\n y = AveragePool <{attributes}> (h)\n f = Flatten(y)\n"
+        "i = Constant <value_ints = [0, 1, 2, 3]> ()\n logits = Gather <axis = 1> (f, i)"
+    )
+    graph = f"g (float[N,{channels},5,6] x) => (float[N,4] logits) {{ {nodes} }}"
+    model = parser.parse_model(f"{head} {graph}")
+    scale = RNG.normal(size=(1, 1, 5, 6)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(scale, "p"))
+    return model
+
+
+@pytest.mark.parametrize("attributes", POOLS)
+def test_average_pool(tmp_path, attributes):
+    model = pooled(attributes)
+    x = RNG.normal(size=(2, 3, 5, 6)).astype(np.float32)
+    prepared = ort_training.prepare_model(model)
+    assert "AveragePool" not in {node.op_type for node in prepared.graph.node}
+    assert "prepared/0" not in Training(tmp_path, model, None, LOSS).parameters
+    found, wanted = (
+        onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0]
+        for m in (prepared, model)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-6)  # sums of nine, in another order
+
+
+@pytest.mark.parametrize(
+    ("attributes", "channels", "message"),
+    [
+        ("kernel_shape = [3, 3], pads = [1, 1, 1, 1]", "3", "does not count its pads"),
+        ('kernel_shape = [2, 2], auto_pad = "SAME_UPPER"', "3", "has auto_pad, expected pads"),
+        ("kernel_shape = [2, 2], ceil_mode = 1", "3", "has ceil_mode = 1, expected 0"),
+        ("kernel_shape = [2, 2]", "C", "has an unknown number of channels"),
+    ],
+)
+def test_average_pool_that_is_no_conv(attributes, channels, message):
+    with pytest.raises(ValueError, match=f"AveragePool node 'y' {message}.*: its gradient kills"):
+        ort_training.prepare_model(pooled(attributes, channels))
+
+
+def test_sgd_of_onnxblock_goes_too(tmp_path):
+    assert Training(tmp_path, pooled(POOLS[0]), ["p"], LOSS, SGD).parameters == ["p"]
