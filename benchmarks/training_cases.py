@@ -104,15 +104,13 @@ CASES = {
 
 
 def export(module: nn.Module, inputs: NDArray[Any]) -> onnx.ModelProto:
-    """The module as PyTorch's exporter writes it, parameters under their names."""
+    """The module as PyTorch's exporter writes it."""
     buffer = io.BytesIO()
     torch.onnx.export(
         module,
         (torch.from_numpy(inputs),),
         buffer,
         dynamo=False,
-        training=torch.onnx.TrainingMode.TRAINING,
-        do_constant_folding=False,
         input_names=["x"],
         output_names=["logits"],
         dynamic_axes={"x": {0: "N"}, "logits": {0: "N"}},

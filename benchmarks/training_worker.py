@@ -49,7 +49,7 @@ def training_release(folder: Path, case: dict[str, Any], threads: int) -> Step:
 
     made = folder / "artifacts"
     made.mkdir(exist_ok=True)
-    optimizers = {"adamw": artifacts.OptimType.AdamW, "sgd": artifacts.OptimType.SGD}
+    optimizers = {"adamw": ort_training.AdamW(), "sgd": artifacts.OptimType.SGD}
     forward = onnx.load(folder / "model.onnx")
     ort_training.generate_artifacts(
         forward,

@@ -194,6 +194,29 @@ STRUCTURE = [
         "int64[1] s = {1}, int64[1] x = {1}",
         parameters=("a",), a=(3, 5), b=(2, 4),
     ),
+    *(  # bounds that are computed, as exporters write a chunk or a split
+        case(
+            f"n = Shape <start = 0, end = {count}> (b)\n s = {start}\n e = Add(s, two)\n"
+            f"y = Slice(a, s, e{rest})",
+            f"int64[1] two = {{2}}, int64[1] far = {{9}}, {given}",
+            parameters=("a",), a=(3, 5), b=(1, 2),
+        )
+        for count, start, rest, given in [
+            (1, "Identity(n)", ", x", "int64[1] x = {-1}"),
+            (1, "Neg(n)", ", x", "int64[1] x = {1}"),
+            (1, "Sub(n, far)", ", x", "int64[1] x = {1}"),
+            (1, "Add(n, far)", ", x", "int64[1] x = {1}"),  # nothing
+            (2, "Identity(n)", ", x", "int64[2] x = {1, 0}"),
+            (2, "Identity(n)", "", "int64 unused = {0}"),
+            (1, "Identity(n)", ", x, t", "int64[1] x = {1}, int64[1] t = {2}"),
+            (1, "Identity(n)", ", x, k", "int64[1] x = {1}, int64[1] k = {1}"),
+        ]
+    ),
+    case(
+        "s = Cast <to = 6> (n)\n y = Slice(a, s, e, x)",
+        "int64[1] n = {1}, int32[1] e = {4}, int32[1] x = {1}",
+        a=(3, 5),
+    ),
     case("y = Pad(a, p)", "int64[4] p = {1, 0, 2, 1}", a=(2, 3)),
     case("y = Pad(a, p, v)", "int64[4] p = {1, -1, 2, 1}, FLOAT v = {3}", a=(2, 3)),
     case("y = Pad(a, p, , last)", f"int64[2] p = {{1, 2}}, {LAST}", a=(2, 3)),

@@ -206,25 +206,41 @@ def put_back(ctx: Any, x: str, taken: str, g: str) -> str:
 
 
 def slice_or_pad(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
-    """A Pad where the bounds and the extents of the axes that are cut are known: it is faster."""
-    x = node.input[0]
-    shape = ctx.shapes.shape(x)
-    operands = [ctx.integers(name) if name else None for name in node.input[1:]]
-    padded_operands: list[Any] = [*operands, *[None] * (4 - len(operands))]
-    starts, ends, axes, steps = padded_operands
-    given = [bool(name) for name in node.input[1:]]
-    unknown = any(g and value is None for g, value in zip(given, operands, strict=True))
-    if unknown or shape is None or set(steps or [1]) != {1}:
+    """A Pad where the axes that are cut are known, and the steps are 1: it is faster."""
+    x, *operands = node.input
+    names = [*operands, "", ""][:4]
+    known: list[Any] = [ctx.integers(name) if name else None for name in names]
+    starts, ends, axes, steps = known
+    shape, rank, count = ctx.shapes.shape(x), ctx.rank(x), ctx.shapes.shape(names[0])
+    if axes is None and not names[2] and count is not None and count[0] is not None:
+        axes = list(range(count[0]))
+    if axes is None or (names[3] and set(steps or [0]) != {1}):
         return slice_(ctx, node, grads)
-    axes = [axis % len(shape) for axis in (range(len(starts)) if axes is None else axes)]
-    if None in (shape[axis] for axis in axes):
-        return slice_(ctx, node, grads)
-    before, after = [0] * (len(shape) + 1), [0] * (len(shape) + 1)  # the last is the seed's
-    for axis, start, end in zip(axes, starts, ends, strict=True):
-        first, last, _ = slice(start, end).indices(shape[axis])
-        before[axis], after[axis] = first, shape[axis] - max(first, last)
-    padded = ctx.b.op("Pad", [grads[0], ctx.b.ints([*before, *after])])
-    return [padded, *[None] * (len(node.input) - 1)]
+    axes = [axis % rank for axis in axes]
+    if None in (shape, starts, ends) or None in (shape[axis] for axis in axes):
+        pads = pads_at_run_time(ctx, node, axes)
+    else:
+        before, after = [0] * (rank + 1), [0] * (rank + 1)  # the last is the seed's
+        for axis, start, end in zip(axes, starts, ends, strict=True):
+            first, last, _ = slice(start, end).indices(shape[axis])
+            before[axis], after[axis] = first, shape[axis] - max(first, last)
+        pads = ctx.b.ints([*before, *after])
+    return [ctx.b.op("Pad", [grads[0], pads]), *[None] * len(operands)]
+
+
+def pads_at_run_time(ctx: Any, node: onnx.NodeProto, axes: list[int]) -> str:
+    """How much a Slice with steps of 1 cuts off these axes: the pads of its derivative."""
+    x, starts, *_ = node.input
+    where, zero = ctx.b.ints(axes), ctx.b.constant(0, TensorProto.INT64, ())
+    sizes, left = (ctx.b.op("Gather", [ctx.shape_of(n), where]) for n in (x, node.output[0]))
+    first = ctx.b.op("Cast", [starts], to=TensorProto.INT64)
+    from_end = ctx.b.op("Add", [first, sizes])
+    first = ctx.b.op("Where", [ctx.b.op("Less", [first, zero]), from_end, first])
+    before = ctx.b.op("Min", [ctx.b.op("Max", [first, zero]), sizes])
+    after = ctx.b.op("Sub", [sizes, ctx.b.op("Add", [before, left])])
+    none = ctx.b.ints([0] * (ctx.rank(x) + 1))  # the last is the seed's
+    ends = [ctx.b.op("ScatterElements", [none, where, part]) for part in (before, after)]
+    return str(ctx.b.op("Concat", ends, axis=0))
 
 
 def gather_nd(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
