@@ -18,13 +18,15 @@ from onnx import helper
 from gce._onnx_library import DOMAIN
 from gce._types import Reduction, Value
 from gce.onnx._function import attach_function
-from gce.onnx._graphs import copy_of, fresh_names, opset_of, value_names
+from gce.onnx._graphs import add_shapes, copy_of, fresh_names, opset_of, value_names
 from gce.onnx._node import loss_node
 from gce.onnx._schema import FLOATS, INTEGERS, VERSION, tensor_type_name
 
 __all__ = ["append_loss", "attach_loss", "elem_type_of", "name_of_logits"]
 
 Dims = list[Any]  # TensorShapeProto.Dimension
+SAME_ELEMENTS = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+SAME_ELEMENTS |= {"ZipMap"}  # of scikit-learn's exporter
 OPSET_OF_ALLOWZERO = 14  # of Reshape: without it 0 is no size
 
 
@@ -90,8 +92,9 @@ def attach_loss(
     Raises
     ------
     TypeError, ValueError
-        An option of the wrong type or out of its range; logits that cannot be told, or have another
-        type or too few dimensions; a name that the model has already.
+        An option of the wrong type or out of its range; logits that cannot be told, are the result
+        of a Softmax or Sigmoid, or have another type or too few dimensions; a name that the model
+        has already.
     onnx.checker.ValidationError
         `model` itself is not valid.
 
@@ -124,6 +127,7 @@ def attach_loss(
     0.6667 [-0.1111  0.0556  0.0556]
     """
     attached = copy_of(model)
+    add_shapes(attached)
     logits = name_of_logits(attached, logits)
     names = {"labels": labels, "gamma": gamma, "loss": loss}
     names |= {"grad": grad} if grad is not None else {}
@@ -222,16 +226,48 @@ def append_loss(
 
 
 def name_of_logits(model: onnx.ModelProto, logits: str | None) -> str:
+    """The name, by default of the only output, if it is a value and no probabilities."""
     names: list[str] = [output.name for output in model.graph.output]
     if logits is None:
         if len(names) != 1:
-            raise ValueError(f"logits is not given, expected one of the model's outputs {names}")
-        return names[0]
-    if logits not in value_names(model):
+            raise ValueError(
+                f"logits is not given, expected the name of a value of the model, whose outputs "
+                f"are {names}{_hint(model, names)}"
+            )
+        logits = names[0]
+    elif logits not in value_names(model):
         raise ValueError(
             f"logits = {logits!r}, expected a value of the model, as its outputs {names}"
         )
+    node = _probabilities(model, logits)
+    if node is not None:
+        raise ValueError(
+            f"logits = {logits!r} are probabilities, the {node.op_type} of {node.input[0]!r}, "
+            f"expected logits, which the loss makes probabilities of itself"
+        )
     return logits
+
+
+def _hint(model: onnx.ModelProto, names: list[str]) -> str:
+    """Where the logits may be, if outputs are probabilities."""
+    found = {name: _probabilities(model, name) for name in names}
+    hints = [f"{n!r} are the {v.op_type} of {v.input[0]!r}" for n, v in found.items() if v]
+    return "".join(f"; {hint}" for hint in hints)
+
+
+def _probabilities(model: onnx.ModelProto, name: str) -> onnx.NodeProto | None:
+    """The node whose probabilities a value has, perhaps in another shape."""
+    made: dict[str, onnx.NodeProto] = {
+        output: node for node in model.graph.node for output in node.output
+    }
+    while name in made:
+        node = made[name]
+        if node.op_type in ("Softmax", "Sigmoid"):
+            return node
+        if node.op_type not in SAME_ELEMENTS:
+            return None
+        name = node.input[0]
+    return None
 
 
 def _type_of_logits(model: onnx.ModelProto, logits: str) -> tuple[int, Dims]:

@@ -8,8 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-__all__ = ["Body", "bodies_of", "copy_of", "fresh_names", "opset_of", "value_names"]
+__all__ = [
+    "ELEMENTWISE",
+    "Body",
+    "add_shapes",
+    "bodies_of",
+    "copy_of",
+    "fresh_names",
+    "opset_of",
+    "value_names",
+]
+
+# Of ai.onnx.ml: the result has the operand's shape, and is float.
+ELEMENTWISE = ("Binarizer", "Imputer", "Normalizer", "Scaler")
 
 Body: TypeAlias = onnx.GraphProto | onnx.FunctionProto
 
@@ -19,8 +32,27 @@ def copy_of(model: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelProto:
     if isinstance(model, onnx.ModelProto):
         return copy.deepcopy(model)
     if isinstance(model, (str, os.PathLike)):
-        return onnx.load(os.fspath(model))
+        try:
+            return onnx.load(os.fspath(model))
+        except DecodeError as error:
+            raise ValueError(f"{os.fspath(model)} is no ONNX model: {error}") from error
     raise TypeError(f"model has type {type(model).__name__}, expected onnx.ModelProto or a path")
+
+
+def add_shapes(model: onnx.ModelProto) -> None:
+    """Note the shapes of what ai.onnx.ml's elementwise operators give: onnx infers none."""
+    graph = model.graph
+    for node in graph.node:
+        known = {info.name for info in (*graph.value_info, *graph.output)}
+        if node.op_type not in ELEMENTWISE or node.output[0] in known:
+            continue
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        for info in (*inferred.input, *inferred.value_info):
+            if info.name == node.input[0] and info.type.tensor_type.HasField("shape"):
+                noted = graph.value_info.add()
+                noted.CopyFrom(info)
+                noted.name = node.output[0]
+                noted.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def opset_of(model: onnx.ModelProto) -> int:

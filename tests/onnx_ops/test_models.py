@@ -222,7 +222,11 @@ def integer_logits():
 
 WRONG = [
     (TypeError, "model has type dict, expected onnx.ModelProto", {"model": {}}),
-    (ValueError, "logits is not given, expected one of the model's outputs", {"outputs": 2}),
+    (
+        ValueError,
+        "logits is not given, expected the name of a value of the model, whose outputs",
+        {"outputs": 2},
+    ),
     (ValueError, "logits = 'nothing', expected a value of the model", {"logits": "nothing"}),
     (ValueError, "labels = 'x', expected a name that nothing in the model has", {"labels": "x"}),
     (ValueError, "loss = 'logits', expected a name that", {"loss": "logits"}),

@@ -330,6 +330,11 @@ def test_wrong_artifacts(tmp_path):
         ort_training.generate_artifacts(model, requires_grad, **arguments)
 
     forward = shifted((7, 5))
+    with pytest.raises(ValueError, match="requires_grad is empty, expected names, or None for all"):
+        generate(forward, [])
+    for wrong in (None, "CrossEntropyLoss", ort_training.GammaCrossEntropyLoss):
+        with pytest.raises(TypeError, match="loss has type .*, expected an onnxblock.Block, such"):
+            generate(forward, loss=wrong)
     with pytest.raises(ValueError, match=r"requires_grad has 'Q', expected names of .* \['P'\]"):
         generate(forward, ["P", "Q"])
     with pytest.raises(ValueError, match="frozen_params has 'x', expected names of initializers"):

@@ -170,6 +170,22 @@ def normalized() -> nn.Module:
     return model.requires_grad_()
 
 
+class Upscaled(nn.Module):
+    """Extents that the older exporter loses, a normalization before strides, and a diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(4, 8)
+        self.depthwise = nn.Conv2d(8, 8, 2, stride=2, groups=8)
+        self.up = nn.Conv2d(8, 20, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(nn.functional.interpolate(self.first(x), scale_factor=2.0)).relu()
+        pooled = nn.functional.avg_pool2d(self.depthwise(hidden), 3, stride=1, padding=1)
+        large = nn.functional.pixel_shuffle(self.up(pooled), 2)
+        return torch.diagonal(large, dim1=2, dim2=3).mean(-1)
+
+
 class Tied(nn.Module):
     """One embedding for what goes in and what comes out, and modules that are called twice."""
 
@@ -249,6 +265,7 @@ EXPORTED = {
     "recurrent": Exported(Recurrent, tokens, (6,)),
     "segmentation": Exported(Segmentation, floats(3, 8, 6), (4, 8, 6)),
     "patches": Exported(Patches, floats(3, 8, 8), (5,)),
+    "upscaled": Exported(Upscaled, floats(3, 7, 6), (5,)),
     "tied": Exported(Tied, tokens, (LENGTH, VOCABULARY), axis=-1),
     "details": Exported(Details, floats(12), (5,), buffers=("mean",)),
 }

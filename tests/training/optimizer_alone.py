@@ -11,7 +11,7 @@ import onnxruntime
 from onnx import helper
 from small_models import model_of
 
-from gce.onnx.training._graph import Forward, all_options
+from gce.onnx.training._graph import OPTIONS, Forward
 from gce.onnx.training._programs import accumulation
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -33,7 +33,7 @@ class Alone:
         }
         forward = Forward(two_parameters(self.parameters), None, None, (), ())
         _, self.program, sums, self.state = accumulation(
-            forward, optimizer, clip_norm, 1.0, all_options({})
+            forward, optimizer, clip_norm, 1.0, dict(OPTIONS)
         )
         self.sums = dict(zip(forward.initial, sums, strict=True))
         self.session = onnxruntime.InferenceSession(self.program.model.SerializeToString())

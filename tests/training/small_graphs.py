@@ -2,7 +2,8 @@
 
 A `Case` is the body of a graph in ONNX's text format, whose result is y, with the shapes of its
 inputs. `model_of` makes a model of it in which all their sizes are known ("static"), all but the
-first of x ("batch"), or none; those that are equal have one name ("named") or not ("unnamed").
+first of x ("batch"), of x only the second ("spatial"), or none; those that are equal have one name
+("named") or not ("unnamed").
 """
 
 from __future__ import annotations
@@ -100,6 +101,9 @@ def dims_text(name: str, shape: tuple[int, ...], shapes: str) -> str:
         "named": [f"d{size}" for size in shape],
         "unnamed": [f"{name}_{i}" for i in range(len(shape))],
         "batch": ["N" if i == 0 and name == "x" else str(size) for i, size in enumerate(shape)],
+        "spatial": [
+            str(size) if i == 1 or name != "x" else f"{name}_{i}" for i, size in enumerate(shape)
+        ],
     }
     return f"[{','.join(dims[shapes])}]" if shape else ""
 

@@ -15,8 +15,12 @@ import pytest
 import torch
 from exported import EXPORTED, composed_loss, export, floats, tokens
 from skl2onnx import to_onnx
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import gce
@@ -287,3 +291,39 @@ def test_sklearn_mlp(activation: str, dtype: Any, zipmap: bool) -> None:
         trainer.predict(x[:0]), np.zeros((0, 3))
     )  # batches of any size, and none
     assert [o.name for o in trainer.export().graph.output] == [o.name for o in model.graph.output]
+
+
+def test_sklearn_pipeline() -> None:
+    """A scaler before the network, whose result onnx knows no shape of."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(0, 3, 40)
+    pipeline = make_pipeline(StandardScaler(), MLPClassifier((8,), max_iter=2, random_state=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        pipeline.fit(x, labels)
+    model = to_onnx(pipeline, x[:1], options={"zipmap": False})
+    text = "'probabilities' are the Softmax of 'add_result1'$"
+    with pytest.raises(ValueError, match=text):
+        training.Trainer(model)
+    trainer = training.Trainer(model, logits="add_result1", learning_rate=1e-2)
+    first = trainer.evaluate(x, labels)
+    for _ in range(20):
+        trainer.step(x, labels)
+    assert trainer.evaluate(x, labels) < 0.9 * first
+
+
+@pytest.mark.parametrize(
+    ("classifier", "op_type"),
+    [
+        (LogisticRegression(), "LinearClassifier"),
+        (make_pipeline(StandardScaler(), LogisticRegression()), "LinearClassifier"),
+        (RandomForestClassifier(3), "TreeEnsembleClassifier"),
+    ],
+)
+def test_sklearn_models_without_initializers(classifier: Any, op_type: str) -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(0, 3, 40)
+    model = to_onnx(classifier.fit(x, labels), x[:1], options={"zipmap": False})
+    text = f"ai.onnx.ml::{op_type} node '{op_type}' keeps its weights in attributes, expected init"
+    with pytest.raises(ValueError, match=text):
+        training.Trainer(model, logits="probabilities")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ad
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -313,6 +315,29 @@ def test_threads_have_rules_of_their_own() -> None:
         thread.join()
     assert found == [expected] * 4
     assert before == REVERSE
+
+
+def test_one_at_a_time_has_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second thread that came to onnx-ad before the first is done would have its rules."""
+    original, inside = onnx_ad.reverse, threading.Semaphore(1)
+    alone: list[bool] = []
+
+    def reverse(*arguments: Any, **options: Any) -> Any:
+        alone.append(inside.acquire(blocking=False))
+        time.sleep(0.05)  # what another thread would need to come here
+        made = original(*arguments, **options)
+        if alone[-1]:
+            inside.release()
+        return made
+
+    monkeypatch.setattr(onnx_ad, "reverse", reverse)
+    model = forward("logits = Tanh(h)")
+    threads = [threading.Thread(target=training_graph, args=(model,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert alone == [True] * 4
 
 
 # --- what becomes of a model first --------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_a_late_step_counts_as_a_late_one(dtype):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_adamw(beta1, beta2, eps, weight_decay, rate, seed):
-    optimizer = AdamW((beta1, beta2), eps, weight_decay)
+    optimizer = AdamW(betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
     ours = Alone(optimizer, "float64", seed=seed)
     train_both(ours, optimizer, normal("float64", seed=seed), lambda step: rate, steps=5)
 
@@ -206,7 +207,9 @@ def test_any_adamw(beta1, beta2, eps, weight_decay, rate, seed):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_sgd(momentum, nesterov, weight_decay, rate, seed):
-    optimizer = SGD(momentum, nesterov and momentum > 0, weight_decay)
+    optimizer = SGD(
+        momentum=momentum, nesterov=nesterov and momentum > 0, weight_decay=weight_decay
+    )
     ours = Alone(optimizer, "float64", seed=seed)
     train_both(ours, optimizer, normal("float64", seed=seed), lambda step: rate, steps=5)
 
@@ -251,8 +254,9 @@ def test_the_norm_is_of_all_gradients_together(dtype):
         np.testing.assert_allclose(change, gradient / 2, rtol=2e-6)
 
 
-def test_a_norm_below_the_limit_leaves_the_gradients_as_they_are():
-    clipped, plain = Alone(SGD(), "float32", 1000.0), Alone(SGD(), "float32")
+@pytest.mark.parametrize("limit", [1000.0, math.inf])
+def test_a_norm_below_the_limit_leaves_the_gradients_as_they_are(limit):
+    clipped, plain = Alone(SGD(), "float32", limit), Alone(SGD(), "float32")
     for step in range(3):
         clipped.step(normal("float32")(step), 0.1)
         plain.step(normal("float32")(step), 0.1)
@@ -356,7 +360,11 @@ def test_the_rate_of_a_call_is_for_that_call():
         (lambda: SGD(weight_decay=-1), ValueError, "weight_decay = -1, expected a finite number"),
         (lambda: SGD(weight_decay=float("inf")), ValueError, "weight_decay = inf, expected a fini"),
         (lambda: SGD(nesterov=True), ValueError, "nesterov = True with momentum = 0"),
-        (lambda: SGD(0.9, nesterov="no"), TypeError, "nesterov = 'no', expected True or False"),
+        (
+            lambda: SGD(momentum=0.9, nesterov="no"),
+            TypeError,
+            "nesterov = 'no', expected True or False",
+        ),
         (lambda: AdamW(betas=0.9), TypeError, "betas = 0.9, expected two numbers"),
         (lambda: AdamW(betas=(0.9,)), TypeError, r"betas = \(0.9,\), expected two numbers"),
         (lambda: AdamW(betas=(0.9, 1.0)), ValueError, r"betas\[1\] = 1.0, expected 0 <= betas\[1"),
@@ -381,10 +389,13 @@ def test_a_name_in_no_decay_must_be_trained():
 def test_numbers_of_numpy_and_names_in_any_order_are_the_same():
     # Checkpoints compare the text.
     plain = SGD(momentum=0.5, nesterov=True, weight_decay=2.0)
-    assert repr(SGD(np.float32(0.5), np.True_, 2)) == repr(plain)
+    assert repr(SGD(momentum=np.float32(0.5), nesterov=np.True_, weight_decay=2)) == repr(plain)
     names = [f"b{i}" for i in range(20)]
-    one = AdamW([np.float64(0.5), 0], np.float64(1), 1, tuple(names))
-    other = AdamW((0.5, 0.0), 1.0, 1.0, tuple(reversed([*names, *names])))
+    one = AdamW(
+        betas=[np.float64(0.5), 0], eps=np.float64(1), weight_decay=1, no_decay=tuple(names)
+    )
+    twice = tuple(reversed([*names, *names]))
+    other = AdamW(betas=(0.5, 0.0), eps=1.0, weight_decay=1.0, no_decay=twice)
     assert repr(one) == repr(other)
     assert one.no_decay == tuple(sorted(names))
 

@@ -165,6 +165,11 @@ STRUCTURE = [
     ),
     *(case("y = Tile(a, r)", f"int64[2] r = {r}", a=(2, 3)) for r in ("{2, 1}", "{3, 2}")),
     case("r = Shape(b)\n y = Tile(a, r)", parameters=("a",), a=(1, 3), b=(3, 2)),
+    *(
+        case(f'y = DepthToSpace <blocksize = {b}, mode = "{mode}"> (a)', a=(2, 2 * b**2, 2, 3))
+        for b in (1, 2, 3)
+        for mode in ("DCR", "CRD")
+    ),
     case("y = Concat <axis = 1> (a, b)", a=(2, 3), b=(2, 4)),
     case("y = Concat <axis = -1> (a, b, a)", a=(2, 3), b=(2, 4)),
     case("y = Concat <axis = 0> (a)", a=(2, 3)),

@@ -21,8 +21,8 @@ from small_models import (
     sequences,
 )
 
-import gce
-from gce.onnx.training import SGD, AdamW, Trainer
+import gce.onnx
+from gce.onnx.training import SGD, AdamW, Trainer, training_graph
 from gce.onnx.training._checks import Feeds
 
 X, LABELS = batch(4, 0)
@@ -142,15 +142,19 @@ def test_wrong_labels(trainer, given, error, text, capfd):
 def test_wrong_gamma(trainer, given, error, text, capfd):
     require_unchanged(trainer, lambda: trainer.step(X, LABELS, gamma=given), error, text)
     require_unchanged(trainer, lambda: trainer.evaluate(X, LABELS, gamma=given), error, text)
-    for gamma in (given, lambda step: given):
-        made = Trainer(perceptron(), gamma=gamma)
-        require_unchanged(made, lambda made=made: made.step(X, LABELS), error, text)
+    with pytest.raises(error, match=text):
+        Trainer(perceptron(), gamma=given)
+    scheduled = Trainer(perceptron(), gamma=lambda step: given)
+    require_unchanged(scheduled, lambda: scheduled.step(X, LABELS), error, text)
     assert capfd.readouterr() == ("", "")
 
 
 @cases(WRONG_ROWS)
 def test_wrong_gamma_of_rows(given, error, text, capfd):
-    trainer = Trainer(perceptron(), gamma=given, gamma_per_row=True)
+    if "expected 0 <=" in text:  # its shape, the trainer cannot know
+        with pytest.raises(error, match=text):
+            Trainer(perceptron(), gamma=given, gamma_per_row=True)
+    trainer = Trainer(perceptron(), gamma=lambda step: given, gamma_per_row=True)
     require_unchanged(trainer, lambda: trainer.step(X, LABELS), error, text)
     require_unchanged(trainer, lambda: trainer.evaluate(X, LABELS), error, text)
     assert capfd.readouterr() == ("", "")
@@ -163,6 +167,90 @@ def test_wrong_learning_rates(trainer, given, error, text):
         Trainer(perceptron(), learning_rate=given)
     scheduled = Trainer(perceptron(), learning_rate=lambda step: given)
     require_unchanged(scheduled, lambda: scheduled.step(X, LABELS), error, text)
+
+
+def test_gammas_that_are_given_once():
+    trainer = Trainer(perceptron(), gamma=ROWS, gamma_per_row=True)
+    assert np.isfinite(trainer.step(X, LABELS))
+    with pytest.raises(ValueError, match=r"gamma\[1, 0\] = 2, expected 0 <= gamma <= 1"):
+        Trainer(perceptron(), gamma=np.array([[0.0], [2.0]]), gamma_per_row=True)
+
+
+def test_labels_that_pytorch_ignores():
+    """Its default ignore_index is -100; here nothing is ignored by default."""
+    labels = changed(LABELS, 1, -100)
+    text = "expected 0 <= target < .: labels of -100 are ignored with ignore_index=-100"
+    trainer = Trainer(perceptron())
+    require_unchanged(trainer, lambda: trainer.step(X, labels), IndexError, text)
+    require_unchanged(trainer, lambda: trainer.evaluate(X, labels), IndexError, text)
+    assert np.isfinite(Trainer(perceptron(), ignore_index=-100).step(X, labels))
+    other = Trainer(perceptron(), ignore_index=0)
+    require_unchanged(
+        other, lambda: other.step(X, labels), IndexError, r"expected 0 <= target < .$"
+    )
+
+
+@pytest.mark.parametrize("make", [Trainer, training_graph])
+def test_an_argument_that_there_is_not(make):
+    text = (
+        rf"unexpected keyword argument 'lr', expected those of {make.__name__}, model, optimizer,"
+    )
+    with pytest.raises(TypeError, match=rf"{text}.* of the loss, weights, .*, ignore_index$"):
+        make(perceptron(), lr=0.1)
+
+
+def test_a_file_that_is_no_model(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ValueError, match=r"model.onnx is no ONNX model: "):
+        Trainer(path)
+
+
+# --- which value are the logits -------------------------------------------------------------------
+
+
+def ending(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
+    model = linear()
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", CLASSES]) for name in outputs
+    )
+    return model
+
+
+@pytest.mark.parametrize("op_type", ["Softmax", "Sigmoid"])
+@pytest.mark.parametrize("logits", ["y", None])
+def test_probabilities_are_no_logits(op_type, logits):
+    model = ending(
+        helper.make_node(op_type, ["logits"], ["p"]), helper.make_node("Identity", ["p"], ["y"])
+    )
+    text = f"logits = 'y' are probabilities, the {op_type} of 'logits', expected logits"
+    for make in (Trainer, training_graph, gce.onnx.attach_loss):
+        with pytest.raises(ValueError, match=text):
+            make(model, logits=logits)
+    assert np.isfinite(Trainer(model, logits="logits").step(X, LABELS))
+
+
+def test_log_probabilities_are_logits():
+    """The logarithm of a softmax has itself for its log-softmax."""
+    model = ending(helper.make_node("LogSoftmax", ["logits"], ["y"]))
+    ours, plain = Trainer(model), Trainer(linear())
+    assert ours.step(X, LABELS) == pytest.approx(plain.step(X, LABELS), rel=1e-6)
+
+
+def test_where_the_logits_may_be():
+    model = ending(
+        helper.make_node("Softmax", ["logits"], ["p"]),
+        helper.make_node("Relu", ["logits"], ["r"]),
+        outputs=("p", "r"),
+    )
+    text = r"whose outputs are \['p', 'r'\]; 'p' are the Softmax of 'logits'$"
+    with pytest.raises(ValueError, match=text):
+        Trainer(model)
+
+
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def test_labels_beyond_int64_are_not_ignored():

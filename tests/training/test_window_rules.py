@@ -78,8 +78,20 @@ CONVS: list[tuple[Sizes, Sizes, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("shapes", "bias"), [("static", False), ("batch", True)])
-@pytest.mark.parametrize(("x", "w", "attributes"), CONVS, ids=str)
+KNOWN = [("static", False), ("batch", True), ("spatial", True)]
+
+
+def known(cases: Sequence[Any]) -> list[Any]:
+    """Each case with what is known of its sizes: those of SAME_... need the extents."""
+    return [
+        pytest.param(*sizes, attributes, *how, id=f"{sizes}-{attributes}-{how[0]}")
+        for *sizes, attributes in cases
+        for how in KNOWN
+        if how[0] != "spatial" or not attributes.get("auto_pad", "").startswith("SAME")
+    ]
+
+
+@pytest.mark.parametrize(("x", "w", "attributes", "shapes", "bias"), known(CONVS))
 def test_conv(x: Sizes, w: Sizes, attributes: dict[str, Any], bias: bool, shapes: str) -> None:
     strides, dilations, pads = window(x, w[2:], **attributes)
 
@@ -91,7 +103,7 @@ def test_conv(x: Sizes, w: Sizes, attributes: dict[str, Any], bias: bool, shapes
     check(case(node_of("Conv", ",".join(inputs), **attributes), **inputs), conv, shapes)
 
 
-@pytest.mark.parametrize(("shapes", "bias"), [("static", False), ("batch", True)])
+@pytest.mark.parametrize(("shapes", "bias"), KNOWN)
 @pytest.mark.parametrize(
     ("x", "w", "attributes"),
     [
@@ -141,13 +153,13 @@ POOLS: list[tuple[Sizes, Sizes, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("shapes", ["static", "batch"])
-@pytest.mark.parametrize(
-    ("x", "kernel", "attributes"),
-    [*POOLS, ((2, 3, 7, 6), (2, 2), {"strides": [2, 2], "ceil_mode": 1})],
-    ids=str,
-)
-def test_max_pool(x: Sizes, kernel: Sizes, attributes: dict[str, Any], shapes: str) -> None:
+CEIL = ((2, 3, 7, 6), (2, 2), {"strides": [2, 2], "ceil_mode": 1})
+
+
+@pytest.mark.parametrize(("x", "kernel", "attributes", "shapes", "_"), known([*POOLS, CEIL]))
+def test_max_pool(
+    x: Sizes, kernel: Sizes, attributes: dict[str, Any], shapes: str, _: bool
+) -> None:
     strides, dilations, pads = window(x, kernel, **attributes)
     ceil = bool(attributes.get("ceil_mode"))
 
@@ -159,11 +171,10 @@ def test_max_pool(x: Sizes, kernel: Sizes, attributes: dict[str, Any], shapes: s
     check(case(node, x=x), max_pool, shapes, values="distinct")
 
 
-@pytest.mark.parametrize("shapes", ["static", "batch"])
 @pytest.mark.parametrize("with_pads", [0, 1])
-@pytest.mark.parametrize(("x", "kernel", "attributes"), POOLS, ids=str)
+@pytest.mark.parametrize(("x", "kernel", "attributes", "shapes", "_"), known(POOLS))
 def test_average_pool(
-    x: Sizes, kernel: Sizes, attributes: dict[str, Any], with_pads: int, shapes: str
+    x: Sizes, kernel: Sizes, attributes: dict[str, Any], shapes: str, _: bool, with_pads: int
 ) -> None:
     strides, dilations, pads = window(x, kernel, **attributes)
 
@@ -234,7 +245,17 @@ def check(
         (
             "y = Conv(x, w)",
             "unnamed",
-            r"Conv node 'y': 'x' has shape \['\?', '\?', '\?', '\?'\], expected known sizes",
+            r"Conv node 'y': its weights have no known shape",
+        ),
+        (
+            'y = Conv <auto_pad = "SAME_LOWER"> (x, w)',
+            "spatial",
+            r"Conv node 'y': 'x' has the extents \['\?', '\?'\], expected known ones for its auto",
+        ),
+        (
+            "y = AveragePool <kernel_shape = [2, 2]> (x)",
+            "unnamed",
+            r"AveragePool node 'y': 'x' has an unknown number of channels",
         ),
         (
             "y = ConvTranspose <output_shape = [5, 5]> (x, w)",

@@ -120,6 +120,11 @@ def generate_artifacts(
     0.6770
     >>> trained = ort_training.export_model(state, forward)
     """
+    if not isinstance(loss, (onnxblock.Block, artifacts.LossType)):
+        raise TypeError(
+            f"loss has type {type(loss).__name__}, expected an onnxblock.Block, such as "
+            "GammaCrossEntropyLoss(), or a LossType"
+        )
     if "custom_op_library" in options:
         raise TypeError("custom_op_library is given, expected none: it is always that of gce")
     prepared = prepared_of(model)
@@ -130,6 +135,8 @@ def generate_artifacts(
         names = _all_parameters(prepared, options.get("loss_input_names"), frozen or ())
     else:
         names = _require_parameters(prepared.model, "requires_grad", requires_grad)
+        if not names:
+            raise ValueError("requires_grad is empty, expected names, or None for all parameters")
         for copy, source in prepared.copies.items():
             if source in names and copy not in (*names, *(frozen or ())):
                 warnings.warn(

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, inliner, numpy_helper
 
-from gce.onnx._graphs import copy_of, fresh_names, opset_of, value_names
+from gce.onnx._graphs import add_shapes, copy_of, fresh_names, opset_of, value_names
 from gce.onnx._parameters import parameters_of
 from gce.onnx._restore import restore_parameters
 from gce.onnx.ort_training._runtime import MAX_IR_VERSION, MAX_OPSET, onnxruntime
@@ -89,6 +89,7 @@ def prepared_of(model: onnx.ModelProto | str | os.PathLike[str]) -> Prepared:
             f"onnxruntime {onnxruntime.__version__} knows: export it with an older one, or convert "
             "it by onnx.version_converter"
         )
+    add_shapes(prepared)
     copies = restore_parameters(prepared)
     parameters = parameters_of(prepared)
     if prepared.functions:

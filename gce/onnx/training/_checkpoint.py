@@ -7,6 +7,7 @@ put that on the disk, and renames it. `read` says of a file that is not whole th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import zipfile
@@ -34,6 +35,8 @@ def write(
 ) -> None:
     """Write arrays and what else JSON can hold; a file at `path` is replaced once that is done."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "path is a directory, expected a file", str(path))
     names = list(arrays)
     text = json.dumps({**header, "format": FORMAT, "version": VERSION, "names": names})
     # Names of values in a model can be anything, names in a zip cannot: they are in the header.

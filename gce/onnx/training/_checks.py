@@ -12,11 +12,22 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
+import gce
 from gce.onnx._graphs import bodies_of
 from gce.onnx._hyperparameters import check_range
 from gce.onnx.training._graph import Forward
 
-__all__ = ["Feeds", "Inputs", "checked_count", "checked_rate", "digest", "kinds", "plain", "sizes"]
+__all__ = [
+    "Feeds",
+    "Inputs",
+    "check_gamma",
+    "checked_count",
+    "checked_rate",
+    "digest",
+    "kinds",
+    "plain",
+    "sizes",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Inputs: TypeAlias = Mapping[str, npt.ArrayLike] | npt.ArrayLike
@@ -39,6 +50,26 @@ def checked_rate(value: Any) -> npt.NDArray[np.float64]:
     number = value[()] if isinstance(value, np.ndarray) else value
     check_range("learning_rate", number)
     return np.array(number, np.float64)
+
+
+def check_gamma(gamma: npt.ArrayLike, per_row: bool) -> None:
+    """Raise what a step would of a γ that is given once for all of them."""
+    numbers = numbers_of_gamma(gamma, per_row)
+    rows = numbers.shape if numbers.ndim else (1,)
+    gce.loss(np.zeros((*rows, 1)), np.zeros(rows, np.int64), numbers)
+
+
+def numbers_of_gamma(gamma: npt.ArrayLike, per_row: bool) -> Array:
+    """γ as an array, if it may be one and its elements are numbers."""
+    numbers = np.asarray(gamma)
+    if numbers.dtype.kind not in "biuf":
+        raise TypeError(f"gamma has dtype {numbers.dtype}, expected numbers")
+    if numbers.ndim and not per_row:
+        raise ValueError(
+            f"gamma has shape {numbers.shape}, expected a number: "
+            "one per row needs gamma_per_row=True"
+        )
+    return numbers
 
 
 class Feeds:
@@ -116,9 +147,7 @@ class Feeds:
         dims = tuple(known.get(str(dim), dim) for dim in self._dims[self._labels] or ())
         require_shape("labels", indices.shape, dims)
 
-        numbers = np.asarray(gamma)
-        if numbers.dtype.kind not in "biuf":
-            raise TypeError(f"gamma has dtype {numbers.dtype}, expected numbers")
+        numbers = numbers_of_gamma(gamma, self._per_row)
         if self._per_row:
             if numbers.ndim == 0:
                 numbers = np.broadcast_to(numbers, indices.shape)
@@ -127,11 +156,6 @@ class Feeds:
                     f"gamma has shape {numbers.shape}, expected a number or {indices.shape}, "
                     "the shape of labels"
                 )
-        elif numbers.ndim != 0:
-            raise ValueError(
-                f"gamma has shape {numbers.shape}, expected a number: "
-                "one per row needs gamma_per_row=True"
-            )
         return {
             "labels": indices.astype(np.int64, copy=False),
             "gamma": numbers.astype(np.float64, copy=False),

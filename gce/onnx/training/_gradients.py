@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
 from onnx_ad._graph import node_reads, subgraphs
 
-from gce.onnx._graphs import fresh_names, opset_of, value_names
+from gce.onnx._graphs import add_shapes, fresh_names, opset_of, value_names
 from gce.onnx._parameters import reached_by_gradients
 from gce.onnx.training._nodes import Nodes
 from gce.onnx.training._rules import Dims, UnsupportedOperator, described, rules_for_one_seed
@@ -46,6 +46,7 @@ def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
             ) from error
     part = onnx.ModelProto()
     part.CopyFrom(model)
+    add_shapes(part)
     needed = keep_needed(part.graph, [logits])
     inputs = [value for value in part.graph.input if value.name in needed]
     del part.graph.input[:]
@@ -135,6 +136,11 @@ def with_gradients(
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(graph.initializer)
     keep_needed(model.graph, [*outputs, *gradients.values()])
+    seen = set[str]()
+    for node in model.graph.node:  # some are copies, and names must be different
+        if node.name in seen:
+            node.name = ""
+        seen.add(node.name)
     return gradients
 
 

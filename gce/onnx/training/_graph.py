@@ -128,7 +128,8 @@ def training_graph(
         weight too; of other exporters, what is one number throughout is split among its nodes.
     clip_norm : float, optional
         All gradients are scaled by ``min(1, clip_norm / (norm + 1e-6))``, where norm is that of all
-        of them together, as ``torch.nn.utils.clip_grad_norm_`` does.
+        of them together, as ``torch.nn.utils.clip_grad_norm_`` does. With infinity nothing is
+        clipped, and the norm is computed.
     **options
         Of the loss: ``axis``, ``weights`` (numbers), ``gamma_per_row``, ``reduction`` ("mean" or
         "sum"), ``value``, ``threshold``, ``label_smoothing`` and ``ignore_index``, as for
@@ -171,7 +172,7 @@ def training_graph(
     >>> [value.name for value in graph.model.graph.output]
     ['loss', 'W.new', 'W.momentum.new']
     """
-    optimizer, options = checked_optimizer(optimizer), all_options(options)
+    optimizer, options = checked_optimizer(optimizer), all_options(options, training_graph)
     return graph_of(Forward(model, logits, parameters, frozen, tied), optimizer, clip_norm, options)
 
 
@@ -184,13 +185,14 @@ def checked_optimizer(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def all_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the loss that are given, and the defaults of the others."""
+def all_options(options: Mapping[str, Any], of: Callable[..., Any]) -> dict[str, Any]:
+    """The options of the loss that are given to a function, and the defaults of the others."""
     for name in options:
         if name not in OPTIONS:
+            own = [key for key in inspect.signature(of).parameters if key != "options"]
             raise TypeError(
-                f"unexpected keyword argument {name!r}, expected options of the loss: "
-                f"{', '.join(OPTIONS)}"
+                f"unexpected keyword argument {name!r}, expected those of {of.__name__}, "
+                f"{', '.join(own)}, or options of the loss, {', '.join(OPTIONS)}"
             )
     given = {**OPTIONS, **options}
     if isinstance(given["weights"], str):
@@ -274,15 +276,14 @@ class Forward:
             graph.input.append(helper.make_tensor_value_info(name, elem_type, array.shape))
 
     def _logits(self, logits: str | None) -> str:
-        if logits is None:
-            return name_of_logits(self.original, None)
-        if not any(logits in node.output for node in self.original.graph.node):
+        name = name_of_logits(self.original, logits)
+        if not any(name in node.output for node in self.original.graph.node):
             names = [output.name for output in self.original.graph.output]
             raise ValueError(
-                f"logits = {logits!r}, expected a value that the model computes, "
-                f"as its outputs {names}"
+                f"logits = {name!r}, expected a value that the model computes, as its outputs "
+                f"{names}"
             )
-        return logits
+        return name
 
 
 @dataclasses.dataclass(frozen=True)

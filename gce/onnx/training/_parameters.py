@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 import onnx
 
+from gce.onnx._graphs import ELEMENTWISE
 from gce.onnx._parameters import names_of
 from gce.onnx._schema import tensor_type_name
+from gce.onnx.training._rules import described
 
 __all__ = ["trainable"]
 
@@ -41,5 +43,13 @@ def trainable(
                 "expected float or double"
             )
     if not chosen:
-        raise ValueError("model has no parameters to train: no weights that its logits depend on")
+        held = [
+            f": {described(node)} keeps its weights in attributes, expected initializers"
+            for node in model.graph.node
+            if node.domain == "ai.onnx.ml" and node.op_type not in ELEMENTWISE
+        ]
+        raise ValueError(
+            "model has no parameters to train: no weights that its logits depend on"
+            + "".join(held[:1])
+        )
     return chosen

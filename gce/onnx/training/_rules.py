@@ -7,7 +7,9 @@ and then that axis is a Squeeze away. The rules here compute on derivatives with
 MatMul, Gemm                   one matrix product for each operand, without transposes of seeds,
                                and with the batch folded into the rows where the right operand is
                                a matrix
-Conv, AveragePool, Resize      any batch size (onnx-ad needs a fixed one); groups, any pads
+Conv, AveragePool              any sizes (onnx-ad needs fixed ones); groups, any pads
+Resize                         any batch size
+DepthToSpace                   any sizes in CRD mode
 ConvTranspose                  its weights too
 MaxPool                        pads that are to be computed
 Concat, Slice, Tile, GatherND  any extents (onnx-ad needs fixed ones), steps, batch_dims
@@ -276,6 +278,20 @@ def tile(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     return [seeded(ctx, ctx.reduce_sum(apart, copies, keepdims=0)), None]
 
 
+def depth_to_space(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
+    """g, with each block's rows and columns before the pixels again; onnx-ad's for the other mode.
+
+    It wants known sizes for this one.
+    """
+    if attribute(node, "mode", "DCR") != "CRD":
+        return THEIRS["DepthToSpace"](ctx, node, grads)
+    x, block = node.input[0], ctx.b.ints([int(attribute(node, "blocksize"))])
+    n, rows, columns = (ctx.slice(ctx.shape_of(x), [i], [i + 1], [0]) for i in (0, 2, 3))
+    sizes = [n, ctx.b.ints([-1]), rows, block, columns, block]
+    apart = ctx.b.op("Reshape", [plain(ctx, grads[0]), ctx.b.op("Concat", sizes, axis=0)])
+    return [ctx.reshape_like(ctx.b.op("Transpose", [apart], perm=[0, 1, 3, 5, 2, 4]), x)]
+
+
 def power(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     """onnx-ad's, which refuses an exponent of another type than the base, also a constant one."""
     base, exponent = node.input
@@ -299,6 +315,7 @@ RULES: dict[str, Rule] = {
     "Concat": concat,
     "Conv": conv,
     "ConvTranspose": conv_transpose,
+    "DepthToSpace": depth_to_space,
     "GatherND": gather_nd,
     "Gemm": gemm,
     "MatMul": matmul,

@@ -17,6 +17,7 @@ from gce.onnx.training import _checkpoint, _programs
 from gce.onnx.training._checks import (
     Feeds,
     Inputs,
+    check_gamma,
     checked_count,
     checked_rate,
     digest,
@@ -120,10 +121,13 @@ class Trainer:
         session_options: onnxruntime.SessionOptions | None = None,
         **options: Any,
     ) -> None:
-        optimizer, options = checked_optimizer(optimizer), all_options(options)
+        optimizer = checked_optimizer(optimizer)
+        options = all_options(options, type(self))
         self._accumulate = checked_count("accumulate", accumulate)
         if not callable(learning_rate):
             checked_rate(learning_rate)
+        if not callable(gamma):
+            check_gamma(gamma, options["gamma_per_row"])
         self._learning_rate, self._gamma, self._options = learning_rate, gamma, options
         self._forward = Forward(model, logits, parameters, frozen, tied)
         self._session_options = session_options
@@ -232,7 +236,8 @@ class Trainer:
         completes the step; where they are those of an earlier one, `load` is the way out.
         """
         rate = checked_rate(self.learning_rate if learning_rate is None else learning_rate)
-        results = self._step.run({**self._fed(inputs, labels, gamma), "learning_rate": rate})
+        feeds = {**self._fed(inputs, labels, gamma), "learning_rate": rate}
+        results = self._run(self._step, feeds)
         loss: Any = results["loss"][()]
         self._require_finite("loss", loss)
         if self._accumulate == 1:
@@ -292,7 +297,7 @@ class Trainer:
         feeds = self._fed(inputs, labels, gamma)
         if self._evaluation is None:
             self._evaluation = self._runner(_programs.evaluation(self._forward, self._options))
-        loss: Any = self._evaluation.run(feeds)["loss"][()]
+        loss: Any = self._run(self._evaluation, feeds)["loss"][()]
         return loss
 
     def predict(self, inputs: Inputs) -> Array:
@@ -331,7 +336,7 @@ class Trainer:
         Raises
         ------
         OSError
-            The file cannot be written.
+            The file cannot be written, or is a directory.
         TypeError, ValueError
             JSON cannot hold `extra`.
         """
@@ -402,6 +407,15 @@ class Trainer:
     def _runner(self, program: Program) -> Runner:
         stores = (self._parameters, self._state, self._sums)
         return Runner(program, stores, self._session_options)
+
+    def _run(self, runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return runner.run(feeds)
+        except IndexError as error:
+            if " = -100, " in str(error) and self._options["ignore_index"] is None:
+                hint = "labels of -100 are ignored with ignore_index=-100"
+                raise IndexError(f"{error}: {hint}") from error
+            raise
 
     def _fed(
         self, inputs: Inputs, labels: npt.ArrayLike, gamma: npt.ArrayLike | None

@@ -1,6 +1,6 @@
 """Reverse rules of the operators that move a window over spatial axes: see `_rules`.
 
-Spatial extents must be known; the batch may be of any size. A pooling that averages is a
+Batch and extents may be of any size, but where pads depend on them. A pooling that averages is a
 convolution with filters of ones, and a transposed convolution is the adjoint of one: so all of them
 are made of ConvTranspose, for what the window moves over, and `conv_weights`, for the filters.
 """
@@ -33,27 +33,37 @@ class Window(NamedTuple):
     strides: list[int]
     dilations: list[int]
     pads: list[int]  # all beginnings, then all ends
-    rest: list[int]  # what the strides do not reach, at the end of each axis
+    rest: list[int] | None  # what the strides do not reach, at the end of each axis, if known
 
     @classmethod
-    def of(cls, node: onnx.NodeProto, sizes: Sequence[int], kernel: Sequence[int]) -> Window:
-        """From a node, for spatial extents of input and filters."""
+    def of(
+        cls, node: onnx.NodeProto, name: str, sizes: Sequence[Any], kernel: Sequence[int]
+    ) -> Window:
+        """From a node, for spatial extents of what the window moves over, which has a name."""
         axes = range(len(sizes))
         strides = list(attribute(node, "strides", [1] * len(sizes)))
         dilations = list(attribute(node, "dilations", [1] * len(sizes)))
         pads = list(attribute(node, "pads", [0] * 2 * len(sizes)))
         auto_pad = attribute(node, "auto_pad", "NOTSET")
         reach = [dilations[i] * (kernel[i] - 1) + 1 for i in axes]
+        group = int(attribute(node, "group", 1))
         if auto_pad == "VALID":
             pads = [0] * 2 * len(sizes)
+        elif auto_pad != "NOTSET" and None in sizes:
+            known = ["?" if size is None else size for size in sizes]
+            raise UnsupportedOperator(
+                f"{name!r} has the extents {known}, expected known ones for its auto_pad"
+            )
         elif auto_pad != "NOTSET":  # as many results as strides in the input
             steps = [-(-sizes[i] // strides[i]) - 1 for i in axes]
             total = [max(steps[i] * strides[i] + reach[i] - sizes[i], 0) for i in axes]
             less, more = [t // 2 for t in total], [t - t // 2 for t in total]
             pads = [*less, *more] if auto_pad == "SAME_UPPER" else [*more, *less]
-        padded = [sizes[i] + pads[i] + pads[i + len(sizes)] for i in axes]
+        if None in sizes and set(strides) != {1}:
+            return cls(group, strides, dilations, pads, None)
+        padded = [(sizes[i] or 0) + pads[i] + pads[i + len(sizes)] for i in axes]
         rest = [(padded[i] - reach[i]) % strides[i] for i in axes]
-        return cls(int(attribute(node, "group", 1)), strides, dilations, pads, rest)
+        return cls(group, strides, dilations, pads, rest)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -76,15 +86,28 @@ def conv(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     """The derivative of the input is the transposed convolution of g with the same weights."""
     x, w = node.input[:2]
     g = plain(ctx, grads[0])
-    sizes, filters = known_sizes(ctx, x), known_filters(ctx, w)
-    window = Window.of(node, sizes[2:], filters[2:])
+    sizes, filters = sizes_of(ctx, x), known_filters(ctx, w)
+    window = Window.of(node, x, sizes[2:], filters[2:])
     grad_x = grad_w = None
     if ctx.asked_for(x):
-        made = ctx.b.op("ConvTranspose", [g, w], output_padding=window.rest, **window.attributes)
-        grad_x = seeded(ctx, made)
+        grad_x = seeded(ctx, spread(ctx, g, w, x, window))
     if ctx.asked_for(w):
         grad_w = seeded(ctx, conv_weights(ctx, x, g, sizes, filters, window))
     return [grad_x, grad_w, *bias_of(ctx, node, g)]
+
+
+def spread(ctx: Any, g: str, w: str, x: str, window: Window) -> str:
+    """The transposed convolution of g, which has the shape of x."""
+    if window.rest is not None:
+        padding = {"output_padding": window.rest}
+        return str(ctx.b.op("ConvTranspose", [g, w], **padding, **window.attributes))
+    begins = window.pads[: len(window.strides)]
+    uncut = window._replace(pads=[*begins, *[0] * len(begins)])
+    made = ctx.b.op("ConvTranspose", [g, w], **uncut.attributes)
+    # What is beyond x was pads, and what the strides do not reach is zero.
+    missing = ctx.b.op("Sub", [ctx.shape_of(x), ctx.b.op("Shape", [made])])
+    pads = ctx.b.op("Concat", [ctx.b.ints([0] * ctx.rank(x)), missing], axis=0)
+    return str(ctx.b.op("Pad", [made, pads]))
 
 
 def conv_transpose(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
@@ -93,9 +116,10 @@ def conv_transpose(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
         raise UnsupportedOperator("it has auto_pad or output_shape, expected pads")
     x, w = node.input[:2]
     g = plain(ctx, grads[0])
-    sizes, filters = known_sizes(ctx, node.output[0]), known_filters(ctx, w)
-    window = Window.of(node, sizes[2:], filters[2:])
-    if window.rest != list(attribute(node, "output_padding", [0] * len(window.rest))):
+    sizes, filters = sizes_of(ctx, node.output[0]), known_filters(ctx, w)
+    window = Window.of(node, node.output[0], sizes[2:], filters[2:])
+    padding = list(attribute(node, "output_padding", [0] * len(window.strides)))
+    if any(p >= stride for p, stride in zip(padding, window.strides, strict=True)):
         raise UnsupportedOperator("its output_padding is not below its strides")
     grad_x = grad_w = None
     if ctx.asked_for(x):
@@ -118,11 +142,10 @@ def conv_weights(
     swap = [1, 0, *inner]
     if window.group == 1:
         turned = ctx.b.op("Transpose", [x], perm=swap)
-    else:  # [N, group channels, ...] -> [channels, group N, ...]; N is the one unknown size
-        split = [-1, window.group, filters[1], *sizes[2:]]
-        apart = ctx.b.op("Reshape", [x, ctx.b.ints(split)])
+    else:  # [N, group channels, ...] -> [channels, group N, ...]
+        apart = ctx.b.op("Reshape", [x, shape_of(ctx, x, sizes, [-1, window.group, filters[1]])])
         turned = ctx.b.op("Transpose", [apart], perm=[2, 1, 0, *(i + 1 for i in inner)])
-        turned = ctx.b.op("Reshape", [turned, ctx.b.ints([filters[1], -1, *sizes[2:]])])
+        turned = ctx.b.op("Reshape", [turned, shape_of(ctx, x, sizes, [filters[1], -1])])
     correlated = ctx.b.op(
         "Conv",
         [turned, ctx.b.op("Transpose", [g], perm=swap)],
@@ -134,6 +157,14 @@ def conv_weights(
     # Where strides leave a rest, it is larger than the filters.
     cropped = ctx.slice(correlated, [0] * len(inner), list(filters[2:]), inner)
     return str(ctx.b.op("Transpose", [cropped], perm=swap))
+
+
+def shape_of(ctx: Any, x: str, sizes: Sequence[Any], first: list[int]) -> str:
+    """A shape of the first sizes, and then the spatial ones of x."""
+    if None not in sizes[2:]:
+        return str(ctx.b.ints([*first, *sizes[2:]]))
+    spatial = ctx.slice(ctx.b.op("Shape", [x]), [2], [len(sizes)], [0])
+    return str(ctx.b.op("Concat", [ctx.b.ints(first), spatial], axis=0))
 
 
 def bias_of(ctx: Any, node: onnx.NodeProto, g: str) -> Grads:
@@ -149,23 +180,30 @@ def average_pool(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     if attribute(node, "ceil_mode", 0):
         raise UnsupportedOperator("it has ceil_mode, expected windows inside the padded input")
     x = node.input[0]
-    sizes, kernel = known_sizes(ctx, x), list(attribute(node, "kernel_shape"))
-    window = Window.of(node, sizes[2:], kernel)
-    counts = window.counts(sizes[2:], kernel)
-    if attribute(node, "count_include_pad", 0):
-        counts = np.full_like(counts, np.prod(kernel))
-    share = ctx.b.op("Div", [plain(ctx, grads[0]), ctx.constant(counts, ctx.dtype(x))])
-    ones = ctx.constant(np.ones((sizes[1], 1, *kernel)), ctx.dtype(x))
-    attributes = {**window.attributes, "group": sizes[1]}
-    spread = ctx.b.op("ConvTranspose", [share, ones], output_padding=window.rest, **attributes)
-    return [seeded(ctx, spread)]
+    sizes, kernel = sizes_of(ctx, x), list(attribute(node, "kernel_shape"))
+    if sizes[1] is None:
+        raise UnsupportedOperator(f"{x!r} has an unknown number of channels, expected a known one")
+    window = Window.of(node, x, sizes[2:], kernel)
+    dtype = ctx.dtype(x)
+    if attribute(node, "count_include_pad", 0) or not any(window.pads):
+        counts = ctx.constant(np.prod(kernel), dtype)
+    elif None not in sizes[2:]:
+        counts = ctx.constant(window.counts(sizes[2:], kernel), dtype)
+    else:
+        one, taps = (ctx.constant(np.ones(shape), dtype) for shape in ((), (1, 1, *kernel)))
+        inside = ctx.b.op("Expand", [one, shape_of(ctx, x, sizes, [1, 1])])
+        counts = ctx.b.op("Conv", [inside, taps], **window.attributes)
+    share = ctx.b.op("Div", [plain(ctx, grads[0]), counts])
+    ones = ctx.constant(np.ones((sizes[1], 1, *kernel)), dtype)
+    return [seeded(ctx, spread(ctx, share, ones, x, window._replace(group=sizes[1])))]
 
 
 def max_pool(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     """onnx-ad's, with pads in numbers."""
     if attribute(node, "auto_pad", "NOTSET").startswith("SAME"):
         kernel = list(attribute(node, "kernel_shape"))
-        window = Window.of(node, known_sizes(ctx, node.input[0])[2:], kernel)
+        x = node.input[0]
+        window = Window.of(node, x, sizes_of(ctx, x)[2:], kernel)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         attributes |= {"auto_pad": "NOTSET", "pads": window.pads}
         node = helper.make_node("MaxPool", list(node.input), list(node.output), **attributes)
@@ -190,15 +228,10 @@ def resize(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
     return made
 
 
-def known_sizes(ctx: Any, name: str) -> Any:
-    """The shape of what a window moves over, in which only the batch may be unknown."""
+def sizes_of(ctx: Any, name: str) -> Any:
+    """The shape of what a window moves over, None for sizes that are unknown."""
     shape = ctx.shapes.shape(name)
-    if shape is None or None in shape[1:]:
-        sizes = "unknown" if shape is None else str(["?" if s is None else s for s in shape])
-        raise UnsupportedOperator(
-            f"{name!r} has shape {sizes}, expected known sizes but for the batch"
-        )
-    return shape
+    return [None] * ctx.rank(name) if shape is None else shape
 
 
 def known_filters(ctx: Any, name: str) -> Any:
