@@ -82,7 +82,6 @@ def measure(
             axis=case.axis,
             inputs=inputs,
             labels=labels,
-            parameters=[n for n, _ in module.named_parameters()],
         )
         workers = {way: Worker(python, way, folder, threads) for way, python in pythons.items()}
         seconds: dict[str, list[float]] = {way: [] for way in workers}

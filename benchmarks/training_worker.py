@@ -53,7 +53,6 @@ def training_release(folder: Path, case: dict[str, Any], threads: int) -> Step:
     forward = onnx.load(folder / "model.onnx")
     ort_training.generate_artifacts(
         forward,
-        case["parameters"].tolist(),
         loss=ort_training.GammaCrossEntropyLoss(axis=int(case["axis"])),
         optimizer=optimizers[str(case["optimizer"])],
         artifact_directory=made,

@@ -333,7 +333,7 @@ def test_wrong_artifacts(tmp_path):
     with pytest.raises(ValueError, match="requires_grad is empty, expected names, or None"):
         generate(forward, [])
     for wrong in (None, "CrossEntropyLoss", ort_training.GammaCrossEntropyLoss):
-        with pytest.raises(TypeError, match="loss has type .*, expected an onnxblock.Block"):
+        with pytest.raises(TypeError, match=r"loss has type .*, expected an onnxblock.Block"):
             generate(forward, loss=wrong)
     with pytest.raises(ValueError, match=r"requires_grad has 'Q', expected names of .* \['P'\]"):
         generate(forward, ["P", "Q"])
