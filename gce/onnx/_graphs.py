@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
@@ -92,13 +93,9 @@ def value_names(model: onnx.ModelProto) -> set[str]:
 
 def fresh_names(taken: Iterable[str], prefix: str) -> Callable[[], str]:
     """Return a function that makes one name after the other that nothing has."""
-    names = set(taken)
+    names, numbers = set(taken), itertools.count()
 
     def fresh() -> str:
-        number = 0
-        while f"{prefix}/{number}" in names:
-            number += 1
-        names.add(f"{prefix}/{number}")
-        return f"{prefix}/{number}"
+        return next(n for n in (f"{prefix}/{i}" for i in numbers) if n not in names)
 
     return fresh

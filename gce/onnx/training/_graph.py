@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -18,7 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from gce.onnx._attach import attach_loss, name_of_logits
-from gce.onnx._graphs import copy_of, fresh_names, value_names
+from gce.onnx._graphs import copy_of, value_names
 from gce.onnx._parameters import parameters_of, reached_by_gradients
 from gce.onnx._restore import restore_parameters
 from gce.onnx.training._gradients import prepared, with_gradients
@@ -300,9 +302,11 @@ class Step:
 def add_loss(forward: Forward, options: Mapping[str, Any], grad: bool) -> tuple[Step, str | None]:
     """The forward model with its loss, the only output; and the name of the logits' gradient."""
     taken = value_names(forward.model)
+    numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
 
     def named(stem: str) -> str:
-        name = stem if stem not in taken else fresh_names(taken, stem)()
+        others = (f"{stem}/{i}" for i in numbers[stem])
+        name = stem if stem not in taken else next(n for n in others if n not in taken)
         taken.add(name)
         return name
 
