@@ -222,35 +222,39 @@ def owners_of(
         """What another module reads where an initializer stands for several."""
         theirs = [target for target in missing if is_within(target, module)]
         merged = [target for target in missing if place[target] > place[own]]
-        found = most_alike(own, [target for target in theirs if target in merged])
+        found = most_alike(own, [target for target in theirs if place[target] > place[own]])
         if found is None and (first := most_alike(own, theirs)):
             found = most_alike(first, [own, *merged])  # the module has a later name too
         return found
 
     owners: list[str | None] = [None] * len(reading)
-    left = []
+    left: list[tuple[int, str | None]] = []  # what there may be another for, and if there is not
     seen = set[tuple[str, str | None]]()
     for k, (node, _, name) in enumerate(reading):
         own, module = noted[name][0], module_of(node)
         constant = is_constant(tensors[name])
         made_up = constant and node.op_type in NORMALIZATIONS
-        if is_within(own, module):
+        inside, found = is_within(own, module), None
+        if inside:
             others = NORMALIZATIONS if module == parent_of(own) else ()
-            if made_up and direct[name].difference(others):
-                owners[k] = NO_PARAMETER
-            elif (name, module) in seen and constant:
-                left.append(k)
-            seen.add((name, module))
-        elif found := alike(own, module):
-            owners[k] = found if found != own else None
-        elif made_up and not any(is_within(target, module) for target in missing):
+            made_up = made_up and bool(direct[name].difference(others))
+        else:
+            found = alike(own, module)
+            made_up = made_up and not any(is_within(target, module) for target in missing)
+        known = inside or found is not None
+        if made_up and (inside or not known):
             owners[k] = NO_PARAMETER
-        elif constant:
-            left.append(k)
-    for k in left:
+            continue
+        found = None if found == own else found
+        if constant and ((name, module) in seen or not known):
+            left.append((k, found))
+        else:
+            owners[k] = found
+        seen.add((name, module))
+    for k, found in left:
         node, _, name = reading[k]
         mine = (t for t in missing if parent_of(t) == module_of(node) and t not in owners)
-        owners[k] = next((t for t in mine if place[t] > place[noted[name][0]]), None)
+        owners[k] = next((t for t in mine if place[t] > place[noted[name][0]]), found)
     return owners
 
 

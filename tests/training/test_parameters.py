@@ -377,6 +377,20 @@ NORM = "LayerNormalization"
             id="two of one module, in order",
         ),
         pytest.param(
+            [("Mul", "a.g", "a"), ("Mul", "a.g", "a"), ("Mul", "a.g", "c"), ("Mul", "a.g", "c")],
+            {"a.g": ONES},
+            "a.g a.h c.g c.h",
+            {"a.g": [0], "a.h": [1], "c.g": [2], "c.h": [3]},
+            id="two of each module, in order",
+        ),
+        pytest.param(
+            [(NORM, "a.w", "a"), (NORM, "a.w", "c"), (NORM, "a.w", "c")],
+            {"a.w": ONES},
+            "a.w c.w",
+            {"a.w": [0], "c.w": [1, 2]},
+            id="one of two that begin equal is called twice",
+        ),
+        pytest.param(
             [("Mul", "g", ""), ("Tanh", "", ""), ("Mul", "g", "")],
             {"g": W[0]},
             "g g2",
