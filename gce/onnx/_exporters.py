@@ -90,6 +90,11 @@ def module_of(node: onnx.NodeProto) -> str | None:
     return str(ast.literal_eval(scopes)[-2]) if scopes else None
 
 
-def call_of(node: onnx.NodeProto) -> str:
-    """The module of a node of the older exporter, which numbers a module's later calls."""
-    return re.sub(r"_\d+(?=/|$)", "", str(node.name.rpartition("/")[0]))
+def call_of(node: onnx.NodeProto, operator: bool = False) -> str:
+    """The module of a node of the older exporter, which numbers a module's later calls.
+
+    With `operator`, the node's place in it too.
+    """
+    module, _, name = str(node.name).rpartition("/")
+    module = re.sub(r"_\d+(?=/|$)", "", module)
+    return f"{module}/{name}" if operator else module

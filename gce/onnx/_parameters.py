@@ -41,7 +41,8 @@ def parameters_of(model: onnx.ModelProto) -> list[str]:
         name
         for body in bodies_of(model)
         for node in body.node
-        for name in node.input[CONSTANTS.get(node.op_type, slice(0))]
+        for i, name in enumerate(node.input)
+        if is_statistic(node, i)
     }
     noted = noted_parameters(model)
     names = []
@@ -57,6 +58,11 @@ def parameters_of(model: onnx.ModelProto) -> list[str]:
             continue
         names.append(tensor.name)
     return names
+
+
+def is_statistic(node: onnx.NodeProto, i: int) -> bool:
+    """Whether the i-th input is one of `CONSTANTS`, which no gradient trains."""
+    return i in range(*CONSTANTS.get(node.op_type, slice(0)).indices(len(node.input)))
 
 
 def is_mask(tensor: onnx.TensorProto) -> bool:

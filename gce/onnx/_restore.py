@@ -32,7 +32,7 @@ from gce.onnx._exporters import (
     targets_of,
 )
 from gce.onnx._graphs import fresh_names, value_names
-from gce.onnx._parameters import FLOATS, names_of
+from gce.onnx._parameters import FLOATS, is_statistic, names_of
 
 __all__ = ["restore_parameters"]
 
@@ -151,20 +151,32 @@ def split_identities(graph: onnx.GraphProto, kept: set[str]) -> dict[str, str]:
     """Give each parameter of which an Identity is left an initializer.
 
     Where the name is the exporter's, as of transposed weights, it is the same parameter if the same
-    module reads it, in another call, and the Identity stays.
+    module reads it, in another call: then the Identity is of that one. Of what is one number
+    throughout, such as a module's biases of zeros, the same operator of the module must read it.
     """
     tensors = float_tensors(graph)
     outputs = {output.name for output in graph.output}
     readers = readers_of(graph)
     nodes, copies = [], {}
+    owners: dict[tuple[str, str], str] = {}  # by the initializer that is left, and who reads it
+
+    def calls(name: str, value: str) -> list[tuple[str, str]]:
+        constant = is_constant(tensors[name])
+        return [(name, call_of(reader, operator=constant)) for reader, *_ in readers[value]]
+
     for node in graph.node:
         name, new = (*node.input, "")[0], node.output[0]
         if node.op_type == "Identity" and name in tensors.keys() - kept and new not in outputs:
-            calls = ({call_of(reader) for reader, *_ in readers[value]} for value in (name, new))
-            if not new.startswith(MADE_UP) or not set.intersection(*calls):
+            mine = calls(name, new) if new.startswith(MADE_UP) else []
+            for call in calls(name, name):
+                owners.setdefault(call, name)
+            known = next((owners[call] for call in mine if call in owners), None)
+            if known is None:
                 copy_tensor(graph, tensors[name], new)
                 copies[new] = name
+                owners.update(dict.fromkeys(mine, new))
                 continue
+            node.input[0] = known
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
@@ -230,9 +242,12 @@ def owners_of(
     owners: list[str | None] = [None] * len(reading)
     left: list[tuple[int, str | None]] = []  # what there may be another for, and if there is not
     seen = set[tuple[str, str | None]]()
-    for k, (node, _, name) in enumerate(reading):
+    for k, (node, i, name) in enumerate(reading):
         own, module = noted[name][0], module_of(node)
         constant = is_constant(tensors[name])
+        if is_statistic(node, i):
+            owners[k] = NO_PARAMETER
+            continue
         made_up = constant and node.op_type in NORMALIZATIONS
         inside, found = is_within(own, module), None
         if inside:

@@ -22,7 +22,7 @@ from gce.onnx import ort_training, training
 TOLERANCE = 1e-5
 STEPS = 12
 # As PyTorch's exporters make them by default: merged, folded, without biases of zeros.
-NAMES = ("mlp", "cnn", "transformer", "encoder", "tied")
+NAMES = ("mlp", "cnn", "transformer", "encoder", "tied", "normalized")
 MODELS = [(name, dynamo, 18 if dynamo else 17) for name in NAMES for dynamo in (False, True)]
 # Of AdamW: large enough that where a gradient is zero but for rounding errors, as that of the bias
 # of an attention's keys, these do not become steps.

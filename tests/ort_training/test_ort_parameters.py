@@ -10,9 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper, parser
+from onnxruntime.training import onnxblock
 from torch_models import exported, problem
 from trainings import SGD, Training, shifted
 
+import gce
 from gce.onnx import ort_training
 
 RNG = np.random.default_rng(7)
@@ -98,6 +100,71 @@ def test_preparing_twice_is_as_once():
             module, x, _, _ = problem(name, np.random.default_rng(3))
             once = ort_training.prepare_model(exported(module, x, dynamo, 18))
             assert ort_training.prepare_model(once).SerializeToString() == once.SerializeToString()
+
+
+@pytest.mark.parametrize("array", [np.float32(0.5), np.float32([0.5, 0.25, 0.5])], ids=np.shape)
+def test_a_parameter_that_is_called_gamma(tmp_path, array):
+    """It is not taken for the loss's γ, and two losses share theirs."""
+
+    class Both(onnxblock.Block):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = (ort_training.GammaCrossEntropyLoss() for _ in range(2))
+            self.add = onnxblock.blocks.Add()
+
+        def build(self, logits):
+            return self.add(self.one(logits), self.other(logits, "others"))
+
+    model = model_of("h = MatMul(x, w)\n logits = Mul(h, gamma)", w=np.eye(3), gamma=array)
+    x, labels = RNG.normal(size=(4, 3)).astype(np.float32), np.array([0, 1, 2, 0])
+    for name in ("one", "both"):
+        (tmp_path / name).mkdir()
+    training = Training(tmp_path / "one", model, None, LOSS)
+    assert list(training.module.input_names()) == ["x", "labels", "gamma/0"]
+    assert training.parameters == ["w"] if array.ndim == 0 else ["w", "gamma"]
+    logits = x * array
+    for gamma in (0.0, 1.0):
+        loss, _ = training.loss_and_gradients(x, labels, np.array(gamma))
+        assert loss == pytest.approx(float(gce.loss(logits, labels, gamma)), rel=1e-6)
+    both = Training(tmp_path / "both", model, None, Both())
+    assert list(both.module.input_names()) == ["x", "labels", "gamma/0", "others"]
+    loss, _ = both.loss_and_gradients(x, labels, np.array(1.0), labels)
+    assert loss == pytest.approx(2 * float(gce.loss(logits, labels, 1.0)), rel=1e-6)
+
+
+# --- BatchNormalization -------------------------------------------------------------------------
+
+
+def normalizing(mean: str = "m", **attributes: Any) -> onnx.ModelProto:
+    model = model_of("h = MatMul(x, w)\n logits = Identity(h)", w=np.eye(3))
+    arrays = {"s": [1, 2, 3], "b": [3, 2, 1], "m": [0.5, 0.25, 0], "v": [1, 0.5, 2]}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.float32(array), name) for name, array in arrays.items()
+    )
+    norm = helper.make_node(
+        "BatchNormalization", ["h", "s", "b", mean, "v"], ["logits"], **attributes
+    )
+    model.graph.node[1].CopyFrom(norm)
+    return model
+
+
+def test_statistics_are_constants(tmp_path):
+    model = normalizing(epsilon=0.125)
+    training = Training(tmp_path, model, None, LOSS)
+    assert set(training.parameters) == {"w", "s", "b"}
+    x, labels = RNG.normal(size=(4, 3)).astype(np.float32), np.array([0, 1, 2, 0])
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (logits,) = session.run(None, {"x": x})
+    loss, _ = training.loss_and_gradients(x, labels, np.array(0.5))
+    assert loss == pytest.approx(float(gce.loss(logits, labels, 0.5)), rel=1e-6)
+
+
+def test_normalizations_that_cannot_be_rewritten():
+    with pytest.raises(ValueError, match="BatchNormalization node 'logits' reads 'h', expected in"):
+        ort_training.prepare_model(normalizing(mean="h"))
+    training = normalizing(training_mode=1)
+    with pytest.raises(ValueError, match="BatchNormalization node 'logits' is in training mode"):
+        ort_training.prepare_model(training)
 
 
 # --- AdamW --------------------------------------------------------------------------------------

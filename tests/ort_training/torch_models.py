@@ -80,6 +80,16 @@ def encoder() -> nn.Module:
     return nn.Sequential(layer, nn.Linear(12, 6)).eval()
 
 
+def normalized() -> nn.Module:
+    """Statistics that no exporter folds, of which those of a fresh normalization are 0 and 1."""
+    model = nn.Sequential(
+        nn.BatchNorm1d(20), nn.Linear(20, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 6)
+    )
+    nn.init.normal_(model[0].running_mean)
+    nn.init.uniform_(model[0].running_var, 0.5, 2.0)
+    return model
+
+
 class Tied(nn.Module):
     """An embedding that is the last layer's weight too, and modules that are called twice."""
 
@@ -110,6 +120,8 @@ def problem(name: str, rng: np.random.Generator) -> tuple[nn.Module, np.ndarray,
     labels = rng.integers(0, 6, size=5)
     if name == "cnn":
         return cnn(), rng.normal(size=(5, 1, 8, 8)).astype(np.float32), labels, 1
+    if name == "normalized":
+        return normalized(), rng.normal(size=(5, 20)).astype(np.float32), labels, 1
     return mlp(), rng.normal(size=(5, 20)).astype(np.float32), labels, 1
 
 

@@ -277,6 +277,31 @@ def test_identities(source: str, new: str, modules: tuple[str, str], several: bo
         assert split(model, tied=tied) == {source: ["Identity", "MatMul"]}
 
 
+def test_identities_of_biases_that_are_zeros() -> None:
+    """Several of one module, which is called twice: each is read at its place in both calls."""
+    nodes = "h = Add(x, b)\n i = Add(h, c)\n j = Add(i, d)\n k = Add(j, e)\n logits = Add(k, f)"
+    copies = "\n".join(f"{name} = Identity(b)" for name in "cdef")
+    model = forward(f"{copies}\n{nodes}", {"b": 0 * ONES})
+    model.producer_name = "pytorch"
+    names = {"c": "onnx::Add_1", "d": "onnx::Add_2", "e": "onnx::Add_3", "f": "f"}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    places = ["/a/Add", "/a/Add_1", "/a_1/Add", "/a_1/Add_1", "/b/Add"]
+    for node, place in zip(model.graph.node[4:], places, strict=True):
+        node.name = place
+    restore_parameters(model)
+    made = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type != "Add"}
+    reading = [node.input[1] for node in model.graph.node if node.op_type == "Add"]
+    assert [made.get(name, name) for name in reading] == [
+        "b",
+        "onnx::Add_1",
+        "b",
+        "onnx::Add_1",
+        "f",
+    ]
+
+
 def test_identity_that_is_an_output_stays() -> None:
     model = forward(
         "h = MatMul(x, w)\n logits = Add(h, b)\n copy = Identity(b)", {"w": W, "b": ONES}
@@ -375,6 +400,13 @@ NORM = "LayerNormalization"
             "g g2",
             {"g": [0], "g2": [2]},
             id="two of one module, in order",
+        ),
+        pytest.param(
+            [("BatchNormalization", "a.w a.b a.b a.w", "a"), (NORM, "a.w a.b", "c")],
+            {"a.w": ONES, "a.b": 0 * ONES},
+            "a.w a.b c.w c.b",
+            {"a.w": [0], "a.b": [0], "c.w": [1], "c.b": [1]},
+            id="statistics",
         ),
         pytest.param(
             [("Mul", "a.g", "a"), ("Mul", "a.g", "a"), ("Mul", "a.g", "c"), ("Mul", "a.g", "c")],

@@ -125,7 +125,8 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
             Name of the logits: an output or any other value of the model.
         labels_name, gamma_name : str
             Names of inputs, which are appended to the model, labels first, or of values that it has
-            already: the γ of another loss, say. A γ that is computed from trained parameters is an
+            already: the γ of another loss, say. Where a parameter of the model has the name, the
+            input gets another, ``gamma/0``. A γ that is computed from trained parameters is an
             error when the model is loaded, as it has no gradient.
 
         Returns
@@ -142,6 +143,9 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
         """
         model = self.base
         scores_name = name_of_logits(model, scores_name)
+        labels_name, gamma_name = (
+            _unless_parameter(model, name) for name in (labels_name, gamma_name)
+        )
         _check_type(model, "labels_name", labels_name, INTEGERS)
         _check_type(model, "gamma_name", gamma_name, FLOATS)
         fresh = fresh_names({*value_names(model), labels_name, gamma_name}, "gamma_cross_entropy")
@@ -162,6 +166,16 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
             return loss
         cast: str = onnxblock.blocks.Cast(onnx.TensorProto.FLOAT)(loss)
         return cast
+
+
+def _unless_parameter(model: onnx.ModelProto, name: str) -> str:
+    """The name, or another where it is that of a parameter, as modules call theirs gamma too."""
+    tensors = {tensor.name for tensor in model.graph.initializer}
+    if name not in tensors:
+        return name
+    inputs = {value.name for value in model.graph.input}  # perhaps of another loss
+    taken = (value_names(model) - inputs) | tensors
+    return fresh_names(taken, name)()
 
 
 def _check_type(model: onnx.ModelProto, argument: str, name: str, allowed: list[str]) -> None:
