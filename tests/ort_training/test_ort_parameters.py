@@ -256,5 +256,15 @@ def test_average_pool_that_is_no_conv(attributes, channels, message):
         ort_training.prepare_model(pooled(attributes, channels))
 
 
+def test_max_pool_of_unknown_extents():
+    model = pooled(POOLS[0])
+    model.graph.node[1].op_type = "MaxPool"
+    ort_training.prepare_model(model)
+    model.graph.node[1].input[0] = "x"
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "W"
+    with pytest.raises(ValueError, match="MaxPool node 'y' has unknown extents, expected"):
+        ort_training.prepare_model(model)
+
+
 def test_sgd_of_onnxblock_goes_too(tmp_path):
     assert Training(tmp_path, pooled(POOLS[0]), ["p"], LOSS, SGD).parameters == ["p"]

@@ -48,8 +48,8 @@ def prepare_model(model: onnx.ModelProto | str | os.PathLike[str]) -> onnx.Model
         `model` is neither.
     ValueError
         The model's opset is newer than 21; it has an AveragePool that is no Conv, as it does not
-        count its pads, rounds sizes up, or has channels of an unknown number; or a
-        BatchNormalization in training mode or of an unknown number of dimensions.
+        count its pads, rounds sizes up, or has channels of an unknown number; a MaxPool of unknown
+        extents; or a BatchNormalization in training mode or of an unknown number of dimensions.
 
     Warns
     -----

@@ -91,6 +91,15 @@ class Rewriter:
         node.op_type = "Conv"
         node.input.append(self._constant(weights))
 
+    def MaxPool(self, node: onnx.NodeProto) -> None:
+        """As it is, if its extents are known."""
+        dims = self._dims(node.input[0])
+        if dims is None or any(not dim.dim_value for dim in dims[2:]):
+            raise ValueError(
+                f"MaxPool node {node.name or node.output[0]!r} has unknown extents, expected fixed "
+                f"ones: its gradient kills the process of onnxruntime {onnxruntime.__version__}"
+            )
+
     def BatchNormalization(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """``(x - mean) (1 / sqrt(var + epsilon)) scale + bias``: its statistics are constants."""
         given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
