@@ -16,9 +16,12 @@ from onnx import helper
 __all__ = [
     "MADE_UP",
     "call_of",
+    "computed_parameters",
+    "has_module",
     "is_pytorch",
+    "missing_buffers",
     "missing_parameters",
-    "module_of",
+    "modules_of",
     "note_parameter",
     "noted_parameters",
     "targets_of",
@@ -28,6 +31,11 @@ MADE_UP = "onnx::"  # begins the names that the older exporter gives to what it 
 SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
 FOLDED = "pkg.onnxscript.optimizer.folded_from"
 SCOPES = "pkg.torch.onnx.name_scopes"
+
+MOVES = re.compile(
+    r"(val|zeros|arange|embedding|alias|clone|contiguous|detach|getitem|chunk|split|split_with_sizes"
+    r"|select|slice|t|transpose|permute|view|_unsafe_view|reshape|squeeze|unsqueeze)[_\d]*(/\d+)?"
+)
 
 
 def notes_of(item: onnx.GraphProto | onnx.NodeProto | onnx.ValueInfoProto) -> dict[str, str]:
@@ -44,6 +52,13 @@ def targets_of(model: onnx.ModelProto) -> list[str] | None:
     """The module's parameters, by their names in it and in its order; None: not noted."""
     signature = notes_of(model.graph).get(SIGNATURE)
     return None if signature is None else re.findall(r"PARAMETER target='([^']*)'", signature)
+
+
+def missing_buffers(model: onnx.ModelProto) -> list[str]:
+    """The module's buffers that no initializer is, nor is made of: merged with others, perhaps."""
+    signature = notes_of(model.graph).get(SIGNATURE, "")
+    present = {tensor.name for tensor in model.graph.initializer}.union(*sources_of(model).values())
+    return [b for b in re.findall(r"BUFFER target='([^']*)'", signature) if b not in present]
 
 
 def sources_of(model: onnx.ModelProto) -> dict[str, set[str]]:
@@ -68,6 +83,21 @@ def noted_parameters(model: onnx.ModelProto) -> dict[str, list[str]] | None:
     return noted
 
 
+def computed_parameters(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Initializers that a module's own formula made of parameters, as of normalized weights.
+
+    The exporter's steps have the names ``val_...``, those of a module its operators' names. Some of
+    these move elements, which changes nothing.
+    """
+    sources = sources_of(model)
+    return {
+        name: made_of
+        for name, made_of in (noted_parameters(model) or {}).items()
+        if made_of != [name]
+        and not all(MOVES.fullmatch(step) for step in {name, *sources[name]}.difference(made_of))
+    }
+
+
 def missing_parameters(model: onnx.ModelProto) -> list[str]:
     """The module's parameters that no initializer is, nor is made of."""
     noted = noted_parameters(model) or {}
@@ -84,10 +114,27 @@ def note_parameter(graph: onnx.GraphProto, tensor: onnx.TensorProto, target: str
     graph.value_info.append(info)
 
 
-def module_of(node: onnx.NodeProto) -> str | None:
-    """The module that a node is of, as the newer exporter notes it: "" is the outermost."""
-    scopes = notes_of(node).get(SCOPES)
-    return str(ast.literal_eval(scopes)[-2]) if scopes else None
+def has_module(node: onnx.NodeProto) -> bool:
+    """Whether the newer exporter noted a node's module."""
+    return SCOPES in notes_of(node)
+
+
+def modules_of(graph: onnx.GraphProto) -> dict[str, str | None]:
+    """The module that each value was computed in, by the notes of the newer exporter.
+
+    "" is the outermost. A node without a note is of the module that reads its result.
+    """
+    modules: dict[str, str | None] = {}
+    readers: dict[str, str | None] = {}
+    for node in reversed(graph.node):
+        scopes = notes_of(node).get(SCOPES)
+        if scopes:
+            module: str | None = str(ast.literal_eval(scopes)[-2])
+        else:
+            module = next((readers[name] for name in node.output if readers.get(name)), None)
+        modules.update(dict.fromkeys(node.output, module))
+        readers.update(dict.fromkeys(node.input, module))
+    return modules
 
 
 def call_of(node: onnx.NodeProto, operator: bool = False) -> str:

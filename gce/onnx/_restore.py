@@ -24,9 +24,12 @@ from onnx import helper, numpy_helper
 from gce.onnx._exporters import (
     MADE_UP,
     call_of,
+    computed_parameters,
+    has_module,
     is_pytorch,
+    missing_buffers,
     missing_parameters,
-    module_of,
+    modules_of,
     note_parameter,
     noted_parameters,
     targets_of,
@@ -76,9 +79,12 @@ def restore_parameters(model: onnx.ModelProto, tied: Iterable[str] = ()) -> dict
     tie_transposed(model)
     if targets_of(model) is None:
         return split_identities(graph, kept)
-    copies = split_missing(model, kept)
-    add_dropped_biases(model)
-    warn_of_missing(model)
+    repeat_for_modules(model)
+    copies, one = split_missing(model, kept)
+    missing = [target for target in missing_parameters(model) if target not in one]
+    add_dropped_biases(model, missing)
+    warn_of_computed(model)
+    warn_of_missing(model, missing)
     return copies
 
 
@@ -186,19 +192,70 @@ def split_identities(graph: onnx.GraphProto, kept: set[str]) -> dict[str, str]:
 # --- of the newer -------------------------------------------------------------------------------
 
 
-def split_missing(model: onnx.ModelProto, kept: set[str]) -> dict[str, str]:
-    """Give each parameter that was merged into another an initializer."""
+def repeat_for_modules(model: onnx.ModelProto) -> None:
+    """Repeat nodes of no module, that parameters alone go through, for each module that reads them.
+
+    The exporter merges those of equal parameters too, such as the Split of an attention's weights.
+    """
+    graph, modules = model.graph, modules_of(model.graph)
+    known = {tensor.name for tensor in graph.initializer}
+    of_parameters = set(noted_parameters(model) or ())
+    shared = []
+    for node in graph.node:
+        if not has_module(node) and known.issuperset(node.input):
+            known.update(node.output)
+            if of_parameters.intersection(node.input):
+                of_parameters.update(node.output)
+                shared.append(node.output[0])
+    readers, fresh = readers_of(graph), fresh_names(value_names(model), "parameter")
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        nodes.append(node)
+        if not node.output or node.output[0] not in shared:
+            continue
+        copies = {modules[node.output[0]]: node}
+        for place, name in enumerate(list(node.output)):
+            for reader, i, _ in readers[name]:
+                module = modules[reader.output[0]]
+                if module not in copies:
+                    copies[module] = repeated = onnx.NodeProto()
+                    repeated.CopyFrom(node)
+                    repeated.name = ""
+                    repeated.output[:] = [fresh() for _ in node.output]
+                    modules.update(dict.fromkeys(repeated.output, module))
+                    nodes.append(repeated)
+                    for k, read in enumerate(repeated.input):
+                        readers[read].append((repeated, k, read))
+                reader.input[i] = copies[module].output[place]
+    nodes.reverse()
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def split_missing(model: onnx.ModelProto, kept: set[str]) -> tuple[dict[str, str], set[str]]:
+    """Give each parameter that was merged into another an initializer.
+
+    Returns
+    -------
+    copies : dict of str to str
+        The new initializers, and those that they were merged into.
+    one : set of str
+        The parameters that stay merged, into the `kept`.
+    """
     graph, noted = model.graph, noted_parameters(model) or {}
-    tensors = {n: t for n, t in float_tensors(graph).items() if n in noted and n not in kept}
+    tensors = {name: t for name, t in float_tensors(graph).items() if name in noted}
     reading = [
         (node, i, name)
         for node in graph.node
         for i, name in enumerate(node.input)
         if name in tensors
     ]
-    taken, copies = value_names(model), dict[tuple[str, str], str]()
+    taken, copies, one = value_names(model), dict[tuple[str, str], str](), set[str]()
     for (node, i, name), target in zip(reading, owners_of(model, reading, tensors), strict=True):
         if target is None:
+            continue
+        if name in kept and target != NO_PARAMETER:
+            one.add(target)
             continue
         if (name, target) not in copies:
             as_it_is = noted[name] == [name] and target not in {*taken, NO_PARAMETER}
@@ -209,7 +266,8 @@ def split_missing(model: onnx.ModelProto, kept: set[str]) -> dict[str, str]:
                 note_parameter(graph, copied, target)
             copies[name, target] = new
         node.input[i] = copies[name, target]
-    return {new: name for (name, target), new in copies.items() if target != NO_PARAMETER}
+    made = {new: name for (name, target), new in copies.items() if target != NO_PARAMETER}
+    return made, one
 
 
 def owners_of(
@@ -221,13 +279,16 @@ def owners_of(
     have been merged into it. Of one with several names it keeps the last: what comes before is
     another name. What a module reads is one of its own, that whose name ends most alike. Where it
     has several that are equal, such as two gains, they are told by their order, if nothing else
-    accounts for them. What a normalization reads that has none is the exporter's ones and zeros.
+    accounts for them. What a normalization reads that has none is the exporter's ones and zeros,
+    and what nothing accounts for, in a module that lacks a buffer, is that.
     """
     noted, missing = noted_parameters(model) or {}, missing_parameters(model)
+    buffers = {parent_of(buffer) for buffer in missing_buffers(model)}
+    modules = modules_of(model.graph)
     place = {target: i for i, target in enumerate(targets_of(model) or ())}
     direct: dict[str, set[str]] = defaultdict(set)  # the operators of its own module that read it
     for node, _, name in reading:
-        if module_of(node) == parent_of(noted[name][0]):
+        if modules[node.output[0]] == parent_of(noted[name][0]):
             direct[name].add(node.op_type)
 
     def alike(own: str, module: str | None) -> str | None:
@@ -243,7 +304,7 @@ def owners_of(
     left: list[tuple[int, str | None]] = []  # what there may be another for, and if there is not
     seen = set[tuple[str, str | None]]()
     for k, (node, i, name) in enumerate(reading):
-        own, module = noted[name][0], module_of(node)
+        own, module = noted[name][0], modules[node.output[0]]
         constant = is_constant(tensors[name])
         if is_statistic(node, i):
             owners[k] = NO_PARAMETER
@@ -256,10 +317,11 @@ def owners_of(
         else:
             found = alike(own, module)
             made_up = made_up and not any(is_within(target, module) for target in missing)
-        known = inside or found is not None
-        if made_up and (inside or not known):
+        if made_up and (inside or found is None):
             owners[k] = NO_PARAMETER
             continue
+        # A module around the one whose parameter it is may read that, or something else.
+        known = module == parent_of(own) or not direct[name] if inside else found is not None
         found = None if found == own else found
         if constant and ((name, module) in seen or not known):
             left.append((k, found))
@@ -268,8 +330,11 @@ def owners_of(
         seen.add((name, module))
     for k, found in left:
         node, _, name = reading[k]
-        mine = (t for t in missing if parent_of(t) == module_of(node) and t not in owners)
-        owners[k] = next((t for t in mine if place[t] > place[noted[name][0]]), found)
+        own, module = noted[name][0], modules[node.output[0]]
+        mine = (t for t in missing if parent_of(t) == module and t not in owners)
+        if found is None and module in buffers:
+            found = NO_PARAMETER
+        owners[k] = next((t for t in mine if place[t] > place[own]), found)
     return owners
 
 
@@ -294,17 +359,16 @@ def is_within(parameter: str, module: str | None) -> bool:
     return module is not None and (not module or parameter.startswith(f"{module}."))
 
 
-def add_dropped_biases(model: onnx.ModelProto) -> None:
-    """Give nodes the biases that were dropped as they are all zeros."""
+def add_dropped_biases(model: onnx.ModelProto, missing: list[str]) -> None:
+    """Give nodes those biases of the missing parameters that were dropped: they are all zeros."""
     graph, noted = model.graph, noted_parameters(model) or {}
-    missing = missing_parameters(model)
-    tensors, taken = float_tensors(graph), value_names(model)
+    tensors, taken, modules = float_tensors(graph), value_names(model), modules_of(graph)
     for node in graph.node:
         if node.op_type not in WITH_BIAS or len(node.input) != 2 or node.input[1] not in noted:
             continue
         weight = tensors[node.input[1]]
-        modules = (parent_of(noted[weight.name][0]), module_of(node))
-        names = [f"{module}.bias".lstrip(".") for module in modules if module is not None]
+        owners = (parent_of(noted[weight.name][0]), modules[node.output[0]])
+        names = [f"{module}.bias".lstrip(".") for module in owners if module is not None]
         name = next((name for name in names if name in missing), None)
         if name is None or (name in taken and name not in tensors):
             continue
@@ -313,6 +377,7 @@ def add_dropped_biases(model: onnx.ModelProto) -> None:
             tensors[name] = numpy_helper.from_array(np.zeros(bias_size(node, weight), dtype), name)
             note_parameter(graph, copy_tensor(graph, tensors[name], name), name)
         node.input.append(name)
+    missing[:] = [name for name in missing if name not in tensors]
 
 
 def bias_size(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
@@ -325,20 +390,36 @@ def bias_size(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     return int(weight.dims[0])
 
 
-def warn_of_missing(model: onnx.ModelProto) -> None:
-    """Name the parameters that are still missing, but for other names of one that is there."""
+def warn_of_computed(model: onnx.ModelProto) -> None:
+    """Name the parameters in whose place something that a module computes of them is trained."""
+    computed = computed_parameters(model)
+    lost = sorted({target for targets in computed.values() for target in targets})
+    if lost:
+        warnings.warn(
+            f"the exported model has what the module computes of the parameters {lost} in their "
+            f"place, as {list(computed)}, and that is trained: export with optimize=False to train "
+            "the parameters",
+            stacklevel=2,
+        )
+
+
+def warn_of_missing(model: onnx.ModelProto, missing: Sequence[str]) -> None:
+    """Name the missing parameters, but for other names of one that is there."""
     noted = noted_parameters(model) or {}
     place = {target: i for i, target in enumerate(targets_of(model) or ())}
-    last: dict[str, int] = defaultdict(lambda: -1)  # the last parameter that each module reads
+    last: dict[str, int] = defaultdict(lambda: -1)  # what each module reads of others'
+    modules = modules_of(model.graph)
     for node in model.graph.node:
         for name in noted.keys() & set(node.input):
-            module = module_of(node) or ""
-            last[module] = max(last[module], place[noted[name][0]])
-    lost = [t for t in missing_parameters(model) if last[parent_of(t)] < place[t]]
+            module, own = modules[node.output[0]] or "", noted[name][0]
+            if not is_within(own, module):
+                last[module] = max(last[module], place[own])
+    lost = [target for target in missing if last[parent_of(target)] < place[target]]
     if lost:
         warnings.warn(
             f"the exported model lacks the parameters {lost}, which are not trained: the exporter "
-            "merges, folds and drops what is equal, 0 or 1, or the model does not use them",
+            "merges, folds and drops what is equal, 0 or 1, but for optimize=False, or the model "
+            "does not use them",
             stacklevel=2,
         )
 

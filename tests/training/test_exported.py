@@ -242,6 +242,31 @@ def test_what_the_exporter_drops_is_said() -> None:
     assert set(graph.parameters) == {"layer.weight", "layer.bias"}
 
 
+class Normalized(nn.Module):
+    """Weights that are computed of parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.sharpness = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = x @ nn.functional.normalize(self.weight).T
+        return logits * self.sharpness.exp()
+
+
+def test_what_the_exporter_computes_is_said() -> None:
+    """It folds all that depends on parameters alone; without that, they are trained."""
+    torch.manual_seed(0)
+    module, x = Normalized(), floats(4)(np.random.default_rng(0), 3)
+    lost = (
+        r"has what the module computes of the parameters \['sharpness', 'weight'\] in their place"
+    )
+    with pytest.warns(UserWarning, match=lost):
+        training.training_graph(export(module, x, dynamo=True))
+    kept = training.training_graph(export(module, x, dynamo=True, optimize=False))
+    assert set(kept.parameters) == {"weight", "sharpness"}
+
+
 # --- scikit-learn -------------------------------------------------------------------------------
 
 

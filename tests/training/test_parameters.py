@@ -554,6 +554,32 @@ def test_sizes_of_dropped_biases(
     assert list(model.graph.node[0].input) == ["x", "c.weight", "n.bias"]
 
 
+def test_a_node_that_was_merged_is_repeated() -> None:
+    """As the Split of the weights of two layers that begin equal."""
+    nodes = [("MatMul", "first", "a"), ("MatMul", "first", "c"), ("MatMul", "second", "c")]
+    model = noted(nodes, {"a.w": np.concatenate([W, V])}, "a.w c.w")
+    split = helper.make_node("Split", ["a.w"], ["first", "second"], num_outputs=2)
+    model.graph.node.insert(0, split)
+    restore_parameters(model)
+    onnx.checker.check_model(model, full_check=True)
+    splits = {node.output[0]: node for node in model.graph.node if node.op_type == "Split"}
+    assert {node.input[0] for node in splits.values()} == {"a.w", "c.w"}
+    one, other, third = (n.input[1] for n in model.graph.node if n.op_type == "MatMul")
+    assert splits[one].input[0] == "a.w" and splits[other].input[0] == "c.w"
+    assert third == splits[other].output[1]
+
+
+@pytest.mark.parametrize("ones", [ONES, W[0]])
+def test_a_buffer_that_was_merged_is_no_parameter(ones: npt.NDArray[Any]) -> None:
+    nodes = [(NORM, "n.w", "n"), ("Mul", "n.w", ""), ("Mul", "n.w", "")]
+    model = noted(nodes, {"n.w": ones}, "n.w")
+    assert readers(model)["n.w"] == [0, 1, 2]  # a function that reads what is its module's
+    model = noted(nodes, {"n.w": ones}, "n.w")
+    model.graph.metadata_props[0].value += "\nb: BUFFER target='scale' persistent=True"
+    # Random ones are not equal by chance.
+    assert readers(model)["n.w"] == ([0] if ones is ONES else [0, 1, 2])
+
+
 def test_parameters_that_are_not_in_the_model() -> None:
     nodes = [("MatMul", "a.w", "a"), ("MatMul", "d.w", "c")]
     model = noted(nodes, {"a.w": W, "d.w": V}, "a.w b c.w d.w e.w")
@@ -578,7 +604,7 @@ def test_parameters_that_are_not_in_the_model() -> None:
 def test_transpositions(older: bool, first: str, second: str, tied: bool) -> None:
     """What an exporter folded is computed again; what has a name of its own is itself."""
     nodes = [("MatMul", first, "a"), ("MatMul", second, "c")]
-    model = noted(nodes, {first: W, second: W.T}, "a.weight c.weight", {"val": ["a.weight"]})
+    model = noted(nodes, {first: W, second: W.T}, "c.weight a.weight", {"val": ["a.weight"]})
     if older:
         del model.graph.metadata_props[:], model.graph.value_info[:]
     with warnings.catch_warnings():
