@@ -132,6 +132,32 @@ def test_a_parameter_that_is_called_gamma(tmp_path, array):
     assert loss == pytest.approx(2 * float(gce.loss(logits, labels, 1.0)), rel=1e-6)
 
 
+def test_a_table_of_positions_that_is_cut(tmp_path):
+    """Its gradient is summed over the batch, though onnx does not know that it was broadcast."""
+    head = '<ir_version: 10, opset_import: ["" : 17]>'
+    nodes = (
+        "e = Gather(w, ids)\n n = Shape <start = 1, end = 2> (ids)\n"
+        "z = Constant <value_ints = [0]> ()\n one = Constant <value_ints = [1]> ()\n"
+        "cut = Slice(p, z, n, one)\n h = Add(e, cut)\n"
+        "m = ReduceMean <axes = [1], keepdims = 0> (h)\n logits = MatMul(m, v)"
+    )
+    model = parser.parse_model(f"{head} g (int64[N,T] ids) => (float[N,3] logits) {{ {nodes} }}")
+    arrays = {"w": RNG.normal(size=(5, 4)), "p": RNG.normal(size=(1, 7, 4))}
+    arrays["v"] = RNG.normal(size=(4, 3))
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()
+    )
+    training = Training(tmp_path, model, None, LOSS)
+    ids, labels = RNG.integers(0, 5, (6, 3)), RNG.integers(0, 3, 6)
+    loss, gradients = training.loss_and_gradients(ids, labels, np.array(0.3))
+    mean = (arrays["w"][ids] + arrays["p"][:, :3]).mean(axis=1)
+    wanted, grad = gce.loss_and_grad(mean @ arrays["v"], labels, 0.3)
+    assert loss == pytest.approx(float(wanted), rel=1e-5)
+    expected = np.zeros((1, 7, 4))
+    expected[:, :3] = (grad @ arrays["v"].T).sum(axis=0) / 3
+    np.testing.assert_allclose(gradients["p"], expected, atol=1e-6)
+
+
 # --- BatchNormalization -------------------------------------------------------------------------
 
 

@@ -9,10 +9,15 @@ import onnx
 from onnx import inliner
 
 from gce.onnx._graphs import add_shapes, copy_of, opset_of
-from gce.onnx._parameters import parameters_of
+from gce.onnx._parameters import FLOATS, parameters_of
 from gce.onnx._restore import restore_parameters
 from gce.onnx.ort_training._rewrite import Rewriter
-from gce.onnx.ort_training._runtime import MAX_IR_VERSION, MAX_OPSET, onnxruntime
+from gce.onnx.ort_training._runtime import (
+    MAX_IR_VERSION,
+    MAX_OPSET,
+    onnxruntime,
+    symbolic_shape_infer,
+)
 
 __all__ = ["Prepared", "prepare_model", "prepared_of"]
 
@@ -102,4 +107,45 @@ def prepared_of(model: onnx.ModelProto | str | os.PathLike[str]) -> Prepared:
     del graph.input[:]
     graph.input.extend(inputs)
     Rewriter(prepared).run()
-    return Prepared(prepared, parameters, copies)
+    return Prepared(with_symbolic_shapes(prepared), parameters, copies)
+
+
+def with_symbolic_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with names for sizes that onnx's inference knows nothing of.
+
+    Where a shape is unknown, the gradient builder takes a sum over an axis that was broadcast for
+    none: gradients are wrong, and processes have died. ONNX Runtime's own inference knows more.
+    """
+    if not has_unknown_shape(model):
+        return model
+    try:
+        inference = symbolic_shape_infer.SymbolicShapeInference
+        inferred: onnx.ModelProto = inference.infer_shapes(model, auto_merge=True)
+    except Exception:  # of a model that is beyond it
+        return model
+    known = {info.name: info for info in inferred.graph.value_info}
+    for info in model.graph.value_info:  # what an exporter noted of parameters
+        if info.name not in known:
+            inferred.graph.value_info.append(info)
+        elif info.metadata_props:
+            known[info.name].metadata_props.extend(info.metadata_props)
+    return inferred
+
+
+def has_unknown_shape(model: onnx.ModelProto) -> bool:
+    """Whether a float value has a size without a name, as far as onnx can infer."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    infos = {info.name: info.type.tensor_type for info in (*graph.value_info, *graph.output)}
+    tensors = (infos.get(name) for node in graph.node for name in node.output)
+    return any(
+        tensor is None
+        or not tensor.HasField("shape")
+        or any(not dim.dim_value and is_made_up(dim.dim_param) for dim in tensor.shape.dim)
+        for tensor in tensors
+        if tensor is None or tensor.elem_type in FLOATS
+    )
+
+
+def is_made_up(name: str) -> bool:
+    """Whether a size has no name, or one that onnx's inference gives to the unknown."""
+    return not name or name.startswith("unk__")

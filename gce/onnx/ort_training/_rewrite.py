@@ -59,6 +59,14 @@ class Rewriter:
         """The mask."""
         self._list_outputs(node, 2)
 
+    def Constant(self, node: onnx.NodeProto) -> None:
+        """A tensor: symbolic shape inference knows no numbers."""
+        item = node.attribute[0]
+        if item.name in ("value_int", "value_ints", "value_float", "value_floats"):
+            dtype = np.int64 if item.name.startswith("value_int") else np.float32
+            array = np.array(helper.get_attribute_value(item), dtype)
+            item.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(array)))
+
     def CastLike(self, node: onnx.NodeProto) -> None:
         """A Cast, to a type that is known."""
         elem_type = self._elem_type(node.input[1])

@@ -9,7 +9,16 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MAX_IR_VERSION", "MAX_OPSET", "api", "artifacts", "native", "onnxblock", "onnxruntime"]
+__all__ = [
+    "MAX_IR_VERSION",
+    "MAX_OPSET",
+    "api",
+    "artifacts",
+    "native",
+    "onnxblock",
+    "onnxruntime",
+    "symbolic_shape_infer",
+]
 
 # What this release reads; onnx is newer.
 MAX_IR_VERSION, MAX_OPSET = 10, 21
@@ -86,3 +95,4 @@ onnxruntime, native = _import_onnxruntime()
 artifacts: Any = _import_training("artifacts")
 onnxblock: Any = _import_training("onnxblock")
 api: Any = _import_training("api")
+symbolic_shape_infer: Any = importlib.import_module("onnxruntime.tools.symbolic_shape_infer")
