@@ -332,6 +332,12 @@ def test_wrong_artifacts(tmp_path):
     forward = shifted((7, 5))
     with pytest.raises(ValueError, match="requires_grad is empty, expected names, or None"):
         generate(forward, [])
+    with pytest.raises(TypeError, match="optimizer = 'adamw', expected an onnxblock"):
+        generate(forward, optimizer="adamw")
+    with pytest.raises(TypeError, match="loss_input_names = 'scores', expected several names"):
+        generate(forward, loss_input_names="scores")
+    with pytest.raises(ValueError, match=r"loss_input_names has 'y', expected .*\['scores'"):
+        generate(forward, loss_input_names=["y"])
     for wrong in (None, "CrossEntropyLoss", ort_training.GammaCrossEntropyLoss):
         with pytest.raises(TypeError, match=r"loss has type .*, expected an onnxblock.Block"):
             generate(forward, loss=wrong)

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from gce._onnx_library import library_path, register
+from gce.onnx._graphs import value_names
 from gce.onnx._parameters import reached_by_gradients
 from gce.onnx.ort_training._prepare import Prepared, prepared_of
 from gce.onnx.ort_training._runtime import MAX_IR_VERSION, artifacts, onnxblock, onnxruntime
@@ -125,14 +126,28 @@ def generate_artifacts(
             f"loss has type {type(loss).__name__}, expected an onnxblock.Block, such as "
             "GammaCrossEntropyLoss(), or a LossType"
         )
+    if optimizer is not None and not isinstance(optimizer, (onnxblock.Block, artifacts.OptimType)):
+        raise TypeError(
+            f"optimizer = {optimizer!r}, expected an onnxblock.Block, such as AdamW(), or an "
+            "OptimType"
+        )
+    outputs = options.get("loss_input_names")
+    if isinstance(outputs, str):
+        raise TypeError(f"loss_input_names = {outputs!r}, expected several names")
     if "custom_op_library" in options:
         raise TypeError("custom_op_library is given, expected none: it is always that of gce")
     prepared = prepared_of(model)
+    own = [output.name for output in prepared.model.graph.output]
+    for name in outputs or ():
+        if name not in value_names(prepared.model):
+            raise ValueError(
+                f"loss_input_names has {name!r}, expected values of the model, as its outputs {own}"
+            )
     frozen = options.pop("frozen_params", None)
     if frozen is not None:
         frozen = _require_parameters(prepared.model, "frozen_params", frozen)
     if requires_grad is None:
-        names = _all_parameters(prepared, options.get("loss_input_names"), frozen or ())
+        names = _all_parameters(prepared, outputs or own, frozen or ())
     else:
         names = _require_parameters(prepared.model, "requires_grad", requires_grad)
         if not names:
@@ -200,13 +215,10 @@ class _Readable(onnxblock.ForwardBlock):  # type: ignore[misc]  # onnxruntime ha
         return self._optimizer(parameters)
 
 
-def _all_parameters(
-    prepared: Prepared, outputs: Iterable[str] | None, frozen: Iterable[str]
-) -> list[str]:
-    """The parameters that a loss of these outputs, or of all, trains."""
-    model = prepared.model
-    wanted = [output.name for output in model.graph.output] if outputs is None else list(outputs)
-    reached = set().union(*(reached_by_gradients(model, output) for output in wanted))
+def _all_parameters(prepared: Prepared, outputs: Iterable[str], frozen: Iterable[str]) -> list[str]:
+    """The parameters that a loss of these outputs trains."""
+    wanted = list(outputs)
+    reached = set().union(*(reached_by_gradients(prepared.model, output) for output in wanted))
     names = [name for name in prepared.parameters if name in reached and name not in frozen]
     if not names:
         raise ValueError(f"model has no parameters to train: no weights that {wanted} depend on")
