@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -96,14 +96,23 @@ def reads_of(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-def names_of(argument: str, names: Iterable[str], tensors: Iterable[str]) -> set[str]:
-    """The names as a set, if they are initializers."""
+def names_of(
+    argument: str,
+    names: Iterable[str],
+    tensors: Iterable[str],
+    made_of: Mapping[str, Iterable[str]] | None = None,
+) -> set[str]:
+    """The names as a set, if they are initializers, or parameters that some are `made_of`."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(f"{argument} = {names!r}, expected several names")
     known = list(tensors)
+    made: dict[str, set[str]] = {}
+    for name, parameters in (made_of or {}).items():
+        for parameter in parameters if name in known else ():
+            made.setdefault(parameter, set()).add(name)
     given = set(names)
-    for name in sorted(given.difference(known), key=str):
+    for name in sorted(given.difference(known, made), key=str):
         raise ValueError(
             f"{argument} has {name!r}, expected initializers that the logits depend on: {known}"
         )
-    return given
+    return set().union(*({name} if name in known else made[name] for name in given))

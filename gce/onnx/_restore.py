@@ -69,7 +69,8 @@ def restore_parameters(model: onnx.ModelProto, tied: Iterable[str] = ()) -> dict
         The initializers that are new, and those that they were merged into.
     """
     graph = model.graph
-    kept = names_of("tied", tied, [tensor.name for tensor in graph.initializer])
+    made_of = noted_parameters(model)
+    kept = names_of("tied", tied, [tensor.name for tensor in graph.initializer], made_of)
     reading = [name for node in graph.node for name in node.input]
     for name in sorted(kept):
         if reading.count(name) < 2:

@@ -94,6 +94,19 @@ def test_the_export_has_the_parameters_that_were_trained(tmp_path, name, dynamo)
         assert training.evaluate(*feeds) == pytest.approx(expected, rel=1e-5)
 
 
+def test_names_of_the_module_name_what_was_folded(tmp_path):
+    module, x, _, axis = problem("transformer", np.random.default_rng(3))
+    forward = exported(module, x, True, 18)
+    names = [name for name, _ in module.named_parameters()]
+    loss = ort_training.GammaCrossEntropyLoss(axis=axis)
+    everything = Training(tmp_path, forward, None, loss).parameters
+    assert not set(everything).issuperset(names)
+    assert set(Training(tmp_path, forward, names, loss).parameters) == set(everything)
+    frozen = [name for name in names if name != "head.weight"]
+    (head,) = Training(tmp_path, forward, None, loss, frozen_params=frozen).parameters
+    assert set(Training(tmp_path, forward, ["head.weight"], loss).parameters) == {head}
+
+
 def test_preparing_twice_is_as_once():
     for name in ("encoder", "tied", "cnn"):
         for dynamo in (False, True):

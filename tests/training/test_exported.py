@@ -215,6 +215,22 @@ def test_a_copy_of_the_embedding_is_no_tie() -> None:
     assert len(training.training_graph(model, axis=-1).parameters) == 2
 
 
+def test_names_of_the_module_name_what_was_folded() -> None:
+    """Of the newer exporter, which notes what it folded: weights are transposed, say."""
+    model, module = model_and_module("transformer", dynamo=True)
+    everything = set(training.training_graph(model, axis=-1).parameters)
+    names = [name for name, _ in module.named_parameters()]
+    assert not everything.issuperset(names)
+    assert set(training.training_graph(model, axis=-1, parameters=names).parameters) == everything
+    blocks = [name for name in names if name.startswith("blocks.")]
+    rest = training.training_graph(model, axis=-1, frozen=blocks)
+    sizes = {name: p.numel() for name, p in module.named_parameters()}
+    trained = sum(rest.initial[name].size for name in rest.parameters)
+    assert trained == sum(size for name, size in sizes.items() if name not in blocks)
+    with pytest.raises(ValueError, match="frozen has 'blocks', expected initializers"):
+        training.training_graph(model, axis=-1, frozen=["blocks"])
+
+
 def test_parameters_keep_the_names_of_the_module() -> None:
     """Those that the newer exporter merged or dropped, too: but for what is folded."""
     model, module = model_and_module("details", dynamo=True)

@@ -11,7 +11,7 @@ import onnx
 
 from gce._onnx_library import library_path, register
 from gce.onnx._graphs import value_names
-from gce.onnx._parameters import reached_by_gradients
+from gce.onnx._parameters import names_of, reached_by_gradients
 from gce.onnx.ort_training._prepare import Prepared, prepared_of
 from gce.onnx.ort_training._runtime import MAX_IR_VERSION, artifacts, onnxblock, onnxruntime
 
@@ -58,7 +58,8 @@ def generate_artifacts(
     model : onnx.ModelProto or path
         The forward model, up to 2 GiB.
     requires_grad : iterable of str, optional
-        The parameters to train, by the names that they have in ``prepare_model(model)``. By default
+        The parameters to train, by the names that they have in ``prepare_model(model)``, or in the
+        module if PyTorch's newer exporter folded them into others. By default
         all that are parameters, as for `gce.onnx.training.training_graph`, but for the
         ``frozen_params``.
     loss : onnxblock.Block or LossType
@@ -145,11 +146,11 @@ def generate_artifacts(
             )
     frozen = options.pop("frozen_params", None)
     if frozen is not None:
-        frozen = _require_parameters(prepared.model, "frozen_params", frozen)
+        frozen = _require_parameters(prepared, "frozen_params", frozen)
     if requires_grad is None:
         names = _all_parameters(prepared, outputs or own, frozen or ())
     else:
-        names = _require_parameters(prepared.model, "requires_grad", requires_grad)
+        names = _require_parameters(prepared, "requires_grad", requires_grad)
         if not names:
             raise ValueError("requires_grad is empty, expected names, or None for all parameters")
         for copy, source in prepared.copies.items():
@@ -225,16 +226,8 @@ def _all_parameters(prepared: Prepared, outputs: Iterable[str], frozen: Iterable
     return names
 
 
-def _require_parameters(model: onnx.ModelProto, argument: str, names: Iterable[str]) -> list[str]:
-    """The names, if each is one of an initializer."""
-    if isinstance(names, str):
-        raise TypeError(f"{argument} has type str, expected a list of names")
-    names = list(names)
-    have = [tensor.name for tensor in model.graph.initializer]
-    for name in names:
-        if name not in have:
-            raise ValueError(
-                f"{argument} has {name!r}, expected names of initializers that prepare_model gives "
-                f"the model: {have}"
-            )
-    return names
+def _require_parameters(prepared: Prepared, argument: str, names: Iterable[str]) -> list[str]:
+    """The initializers of these names, or made of parameters of these names."""
+    have = [tensor.name for tensor in prepared.model.graph.initializer]
+    chosen = names_of(argument, names, have, prepared.made_of)
+    return [name for name in have if name in chosen]

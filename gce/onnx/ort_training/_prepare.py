@@ -8,6 +8,7 @@ from typing import NamedTuple
 import onnx
 from onnx import inliner
 
+from gce.onnx._exporters import noted_parameters
 from gce.onnx._graphs import add_shapes, copy_of, opset_of
 from gce.onnx._parameters import FLOATS, parameters_of
 from gce.onnx._restore import restore_parameters
@@ -78,12 +79,13 @@ class Prepared(NamedTuple):
     """A model as `prepare_model` gives it.
 
     `parameters` are the initializers that are some; `copies` those that were merged into another,
-    and that other.
+    and that other; `made_of` which of the module's parameters initializers came of.
     """
 
     model: onnx.ModelProto
     parameters: list[str]
     copies: dict[str, str]
+    made_of: dict[str, list[str]]
 
 
 def prepared_of(model: onnx.ModelProto | str | os.PathLike[str]) -> Prepared:
@@ -97,7 +99,7 @@ def prepared_of(model: onnx.ModelProto | str | os.PathLike[str]) -> Prepared:
         )
     add_shapes(prepared)
     copies = restore_parameters(prepared)
-    parameters = parameters_of(prepared)
+    parameters, made_of = parameters_of(prepared), noted_parameters(prepared) or {}
     if prepared.functions:
         prepared = inliner.inline_local_functions(prepared)
     prepared.ir_version = min(prepared.ir_version, MAX_IR_VERSION)
@@ -107,7 +109,7 @@ def prepared_of(model: onnx.ModelProto | str | os.PathLike[str]) -> Prepared:
     del graph.input[:]
     graph.input.extend(inputs)
     Rewriter(prepared).run()
-    return Prepared(with_symbolic_shapes(prepared), parameters, copies)
+    return Prepared(with_symbolic_shapes(prepared), parameters, copies, made_of)
 
 
 def with_symbolic_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

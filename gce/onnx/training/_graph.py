@@ -20,6 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from gce.onnx._attach import attach_loss, name_of_logits
+from gce.onnx._exporters import noted_parameters
 from gce.onnx._graphs import copy_of, value_names
 from gce.onnx._parameters import parameters_of, reached_by_gradients
 from gce.onnx._restore import restore_parameters
@@ -121,7 +122,9 @@ def training_graph(
         what has an element that is not finite or beyond 1e30 (attention masks), buffers too; and
         of others but for those of a single element.
     frozen : iterable of str
-        Names of initializers that stay as they are.
+        Names of initializers that stay as they are. Here and in `parameters` and `tied`, names that
+        parameters have in a module do as well, if PyTorch's newer exporter folded these into
+        others.
     tied : iterable of str
         Names of initializers that stay one although several nodes read them. Others are split where
         exporters make one of parameters that begin equal, such as the ones and zeros of fresh
@@ -261,7 +264,8 @@ class Forward:
         self.model = prepared(self.original, self.logits)
         reached = reached_by_gradients(self.model, self.logits)
         default = reached.intersection(parameters_of(self.original))
-        chosen = trainable(self.model, default, parameters, frozen)
+        made_of = noted_parameters(self.original)
+        chosen = trainable(self.model, default, parameters, frozen, made_of)
         graph = self.model.graph
         tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.initial: Arrays = {name: numpy_helper.to_array(tensors[name]) for name in chosen}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx
 
@@ -21,17 +21,19 @@ def trainable(
     default: Iterable[str],
     parameters: Iterable[str] | None,
     frozen: Iterable[str],
+    made_of: Mapping[str, Iterable[str]] | None = None,
 ) -> list[str]:
     """Names of the parameters, in the model's order: see `training_graph`.
 
-    `default` are those that are trained if none are named, unless they are frozen.
+    `default` are those that are trained if none are named, unless they are frozen; `made_of` says
+    which of the module's parameters initializers came of.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    left_out = names_of("frozen", frozen, tensors)
+    left_out = names_of("frozen", frozen, tensors, made_of)
     if parameters is None:
         wanted = set(default) - left_out
     else:
-        wanted = names_of("parameters", parameters, tensors)
+        wanted = names_of("parameters", parameters, tensors, made_of)
         both = sorted(wanted & left_out)
         if both:
             raise ValueError(f"parameters and frozen both have {both[0]!r}")
