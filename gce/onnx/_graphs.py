@@ -17,8 +17,10 @@ __all__ = [
     "add_shapes",
     "bodies_of",
     "copy_of",
+    "described",
     "fresh_names",
     "opset_of",
+    "subgraphs_of",
     "value_names",
 ]
 
@@ -70,10 +72,22 @@ def bodies_of(model: onnx.ModelProto) -> Iterator[Body]:
 def _with_subgraphs(body: Body) -> Iterator[Body]:
     yield body
     for node in body.node:
-        for attribute in node.attribute:
-            own = [attribute.g] if attribute.HasField("g") else []
-            for subgraph in (*own, *attribute.graphs):
-                yield from _with_subgraphs(subgraph)
+        for subgraph in subgraphs_of(node):
+            yield from _with_subgraphs(subgraph)
+
+
+def subgraphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node has itself."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def described(node: onnx.NodeProto) -> str:
+    """How an error calls a node."""
+    op_type = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    return f"{op_type} node {node.name or node.output[0]!r}"
 
 
 def value_names(model: onnx.ModelProto) -> set[str]:

@@ -9,12 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from gce.onnx._exporters import (
-    MADE_UP,
-    is_pytorch,
-    noted_parameters,
-)
-from gce.onnx._graphs import bodies_of
+from gce.onnx._exporters import MADE_UP, is_pytorch, noted_parameters
+from gce.onnx._graphs import bodies_of, subgraphs_of
 
 __all__ = ["names_of", "parameters_of", "reached_by_gradients"]
 
@@ -88,11 +84,9 @@ def reached_by_gradients(model: onnx.ModelProto, logits: str) -> set[str]:
 def reads_of(node: onnx.NodeProto) -> set[str]:
     """The values that a node reads, in its subgraphs too."""
     names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        own = [attribute.g] if attribute.HasField("g") else []
-        for graph in (*own, *attribute.graphs):
-            names.update(*(reads_of(inner) for inner in graph.node))
-            names.update(output.name for output in graph.output)
+    for graph in subgraphs_of(node):
+        names.update(*(reads_of(inner) for inner in graph.node))
+        names.update(output.name for output in graph.output)
     return names
 
 

@@ -83,9 +83,8 @@ def restore_parameters(model: onnx.ModelProto, tied: Iterable[str] = ()) -> dict
     repeat_for_modules(model)
     copies, one = split_missing(model, kept)
     missing = [target for target in missing_parameters(model) if target not in one]
-    add_dropped_biases(model, missing)
     warn_of_computed(model)
-    warn_of_missing(model, missing)
+    warn_of_missing(model, without_dropped_biases(model, missing))
     return copies
 
 
@@ -201,13 +200,13 @@ def repeat_for_modules(model: onnx.ModelProto) -> None:
     graph, modules = model.graph, modules_of(model.graph)
     known = {tensor.name for tensor in graph.initializer}
     of_parameters = set(noted_parameters(model) or ())
-    shared = []
+    shared = set[str]()
     for node in graph.node:
         if not has_module(node) and known.issuperset(node.input):
             known.update(node.output)
             if of_parameters.intersection(node.input):
                 of_parameters.update(node.output)
-                shared.append(node.output[0])
+                shared.add(node.output[0])
     readers, fresh = readers_of(graph), fresh_names(value_names(model), "parameter")
     nodes: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
@@ -360,8 +359,8 @@ def is_within(parameter: str, module: str | None) -> bool:
     return module is not None and (not module or parameter.startswith(f"{module}."))
 
 
-def add_dropped_biases(model: onnx.ModelProto, missing: list[str]) -> None:
-    """Give nodes those biases of the missing parameters that were dropped: they are all zeros."""
+def without_dropped_biases(model: onnx.ModelProto, missing: Sequence[str]) -> list[str]:
+    """Give nodes the biases that were dropped as they are all zeros; what else is missing."""
     graph, noted = model.graph, noted_parameters(model) or {}
     tensors, taken, modules = float_tensors(graph), value_names(model), modules_of(graph)
     for node in graph.node:
@@ -378,7 +377,7 @@ def add_dropped_biases(model: onnx.ModelProto, missing: list[str]) -> None:
             tensors[name] = numpy_helper.from_array(np.zeros(bias_size(node, weight), dtype), name)
             note_parameter(graph, copy_tensor(graph, tensors[name], name), name)
         node.input.append(name)
-    missing[:] = [name for name in missing if name not in tensors]
+    return [name for name in missing if name not in tensors]
 
 
 def bias_size(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:

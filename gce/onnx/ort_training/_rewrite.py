@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from gce.onnx._graphs import fresh_names, value_names
+from gce.onnx._graphs import described, fresh_names, value_names
 from gce.onnx.ort_training._runtime import onnxruntime
 
 __all__ = ["Rewriter"]
@@ -78,7 +78,7 @@ class Rewriter:
     def AveragePool(self, node: onnx.NodeProto) -> None:
         """A Conv, each channel with a kernel of equal weights."""
         given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        what = f"AveragePool node {node.name or node.output[0]!r}"
+        what = described(node)
         why = f"its gradient kills the process of onnxruntime {onnxruntime.__version__}"
         counts = bool(given.get("count_include_pad", 0))
         if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
@@ -104,14 +104,14 @@ class Rewriter:
         dims = self._dims(node.input[0])
         if dims is None or any(not dim.dim_value for dim in dims[2:]):
             raise ValueError(
-                f"MaxPool node {node.name or node.output[0]!r} has unknown extents, expected fixed "
-                f"ones: its gradient kills the process of onnxruntime {onnxruntime.__version__}"
+                f"{described(node)} has unknown extents, expected fixed ones: "
+                f"its gradient kills the process of onnxruntime {onnxruntime.__version__}"
             )
 
     def BatchNormalization(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """``(x - mean) (1 / sqrt(var + epsilon)) scale + bias``: its statistics are constants."""
         given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        what = f"BatchNormalization node {node.name or node.output[0]!r}"
+        what = described(node)
         if given.get("training_mode", 0):
             raise ValueError(f"{what} is in training mode, expected inference mode")
         x, scale, bias, *statistics = node.input

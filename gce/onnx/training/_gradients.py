@@ -19,10 +19,10 @@ from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
 from onnx_ad._graph import node_reads, subgraphs
 
-from gce.onnx._graphs import add_shapes, fresh_names, opset_of, value_names
+from gce.onnx._graphs import add_shapes, described, fresh_names, opset_of, value_names
 from gce.onnx._parameters import reached_by_gradients
 from gce.onnx.training._nodes import Nodes
-from gce.onnx.training._rules import Dims, UnsupportedOperator, described, rules_for_one_seed
+from gce.onnx.training._rules import Dims, UnsupportedOperator, rules_for_one_seed
 from gce.onnx.training._seed_axis import without_seed_axis
 
 __all__ = ["UnsupportedOperator", "prepared", "with_gradients"]

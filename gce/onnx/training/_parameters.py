@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
-from gce.onnx._graphs import ELEMENTWISE
+from gce.onnx._graphs import ELEMENTWISE, described
 from gce.onnx._parameters import names_of
 from gce.onnx._schema import tensor_type_name
-from gce.onnx.training._rules import described
 
 __all__ = ["trainable"]
 

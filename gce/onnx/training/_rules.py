@@ -38,6 +38,7 @@ from onnx_ad import UnsupportedOperator
 from onnx_ad._build import Context, attribute
 from onnx_ad.rules import REVERSE
 
+from gce.onnx._graphs import described
 from gce.onnx.training._seed_axis import Grads, plain, seeded
 from gce.onnx.training._window_rules import (
     average_pool,
@@ -47,7 +48,7 @@ from gce.onnx.training._window_rules import (
     resize,
 )
 
-__all__ = ["UnsupportedOperator", "described", "rules_for_one_seed"]
+__all__ = ["UnsupportedOperator", "rules_for_one_seed"]
 
 Dims: TypeAlias = tuple[int | str | None, ...]
 Rule: TypeAlias = Callable[[Any, onnx.NodeProto, Grads], Grads]
@@ -101,12 +102,6 @@ def for_one_seed(rule: Rule, dims: Mapping[str, Dims]) -> Rule:
             raise UnsupportedOperator(f"{described(node)}: {error}") from error
 
     return apply
-
-
-def described(node: onnx.NodeProto) -> str:
-    """How an error calls a node."""
-    op_type = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    return f"{op_type} node {node.name or node.output[0]!r}"
 
 
 def matmul(ctx: Any, node: onnx.NodeProto, grads: Grads) -> Grads:
