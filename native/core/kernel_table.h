@@ -38,10 +38,10 @@ struct RowArray {
 
 // How the kernels walk the logits. All give the same bits.
 enum Layout {
-  kRowsDirect,       // a row is contiguous: lanes run along the classes
-  kColumnsDirect,    // neighbouring rows are contiguous: lanes run along the rows
-  kColumnsGathered,  // few classes: a tile of rows is transposed into scratch, then as above
-  kRowsGathered      // anything else: each row is copied into scratch, then as the first
+  kRowsDirect,     // a row is contiguous: lanes run along the classes
+  kColumnsDirect,  // neighbouring rows are contiguous: lanes run along the rows
+  kColumnsStaged,  // few classes, however they lie: a few rows are brought into scratch, then as above
+  kRowsGathered    // anything else: each row is copied into scratch, then as the first
 };
 
 // A validated problem: N rows, laid out over the collapsed outer axes `shape`.
@@ -76,7 +76,10 @@ struct RowProblem {
   bool stream_grad;      // non-temporal stores
   int64_t tile_rows;     // R
   int64_t chunk_rows;    // rows of one unit of work: depends on V and dtype alone, never on threads
-  size_t scratch_bytes;  // per worker, 64-byte aligned
+  size_t scratch_bytes;  // per worker, 64-byte aligned: gathered logits, then the exponentials that are kept
+  bool keeps;            // the exponentials; else the second pass computes them anew
+  int64_t kept_offset;
+  int64_t kept_stride;  // between rows
 };
 
 // The weight of class v, 0 <= v < classes.
@@ -104,12 +107,15 @@ struct TargetCheck {
   int64_t counted;        // targets that are not ignored
 };
 
+using NextChunk = int64_t (*)(void* chunks);
+
 struct KernelTable {
   const char* name;
   void (*lay_out)(RowProblem* problem, int64_t cache_bytes);
-  // Rows [begin, end): writes gradients, per-row outputs, and the chunk's sum of losses.
-  void (*run_chunk)(const RowProblem& problem, int64_t begin, int64_t end, char* scratch,
-                    PairSum* loss_sum);
+  // One worker's part: for each chunk that next(chunks) gives, until -1, writes gradients and per-row outputs of
+  // its rows, [chunk * chunk_rows, + chunk_rows), and loss_sums[chunk].
+  void (*work)(const RowProblem& problem, char* scratch, NextChunk next, void* chunks,
+               PairSum* loss_sums);
   TargetCheck (*check_targets)(const char* targets, int32_t dtype, int64_t stride, int64_t n,
                                int64_t classes, bool has_ignore_index, int64_t ignore_index);
   int64_t (*pointwise)(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,

@@ -166,13 +166,13 @@ void Plan::allocate() {
 void Plan::work(int32_t worker) {
   char* scratch =
       scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : nullptr;
-  for (;;) {
-    const int64_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
-    if (chunk >= chunks_) return;
-    const int64_t begin = chunk * rows_.chunk_rows;
-    const int64_t end = std::min(rows_.rows, begin + rows_.chunk_rows);
-    kernels_->run_chunk(rows_, begin, end, scratch, &chunk_sums_[static_cast<size_t>(chunk)]);
-  }
+  const NextChunk next = [](void* plan) { return static_cast<Plan*>(plan)->next_chunk(); };
+  kernels_->work(rows_, scratch, next, this, chunk_sums_.data());
+}
+
+int64_t Plan::next_chunk() {
+  const int64_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
+  return chunk < chunks_ ? chunk : -1;
 }
 
 void Plan::finish() {

@@ -34,6 +34,7 @@ class Plan {
   void set_divisor(const gce_problem& problem, const RowWeights& weights);
   void set_label_smoothing(const gce_problem& problem);
   void allocate();
+  int64_t next_chunk();
 
   RowProblem rows_;
   const KernelTable* kernels_;

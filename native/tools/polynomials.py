@@ -2,9 +2,12 @@
 
     python native/tools/polynomials.py > native/core/kernels/polynomials.inc.h
 
-* ``exp2``: 2**t on [-1/2, 1/2] (times 2) and on [0, 1], minimal largest relative error. For
-  float the constant is 1 and the others are rounded one at a time, each time fitting the rest anew
-  by linear programming; for double the Chebyshev fit at 60 digits is far below half an ulp.
+* ``exp2`` for float: q of 2**t = 1 + t q(t), minimal largest relative error, for |t| up to half of
+  what is between two powers 2**(j / 2**bits) that a table holds (bits = 0: none but 1). Coefficients
+  are rounded one at a time, each time fitting the rest anew by linear programming. The table's
+  entries are the bits of 2**(j / 2**bits) less those of j that `power` adds to them (simd/README.md).
+* ``exp2`` for double: 2**t on [-1/2, 1/2] (times 2) and on [0, 1], and q as above: the Chebyshev fit
+  at 60 digits is far below half an ulp.
 * ``expm1``: Chebyshev fit of (e**x - 1)/x.
 * ``log``: with s = f/(2 + f), log(1 + f) = 2s + s z R(z), z = s**2, for 1 + f from sqrt(1/2)
   to sqrt(2).
@@ -35,6 +38,20 @@ def fit_exp2_float(degree: int, low: float, high: float) -> list[float]:
         answer = linprog(cost, a_ub, np.concatenate([target, -target]), bounds=(None, None))
         fixed.append(float(np.float32(answer.x[0] / scale)))
     return fixed
+
+
+def fit_exp2_quotient_double(degree: int, high: float) -> list[float]:
+    def quotient(t: mpmath.mpf) -> mpmath.mpf:
+        t = mpmath.mpf(t)
+        return (mpmath.mpf(2) ** t - 1) / t if t else mpmath.log(2)
+
+    coefficients = mpmath.chebyfit(quotient, [-high, high], degree + 1)
+    return [float(c) for c in reversed(coefficients)]
+
+
+def exp2_table(bits: int) -> list[int]:
+    powers = [np.float32(mpmath.mpf(2) ** (mpmath.mpf(j) / 2**bits)) for j in range(2**bits)]
+    return [int(power.view(np.uint32)) - (j << (23 - bits)) for j, power in enumerate(powers)]
 
 
 def fit_exp2_double(degree: int, low: float, high: float) -> list[float]:
@@ -84,16 +101,29 @@ def main() -> None:
     print("// Written by native/tools/polynomials.py; constant term first.")
     print("// Included by ../kernels.inc.h.\n// clang-format off\n")
     print("namespace gce {\nnamespace {\n")
+    for bits, degree in ((0, 5), (3, 3), (5, 2)):
+        high = 0.5 ** (bits + 1)
+        coefficients = fit_exp2_float(degree, -high, high)
+        error = largest_relative_error(coefficients, -high, high)
+        comment = f"q of 2^t = 1 + t q(t) for |t| <= 2^-{bits + 1}: relative error of 2^t {error:.2g}."
+        declare(f"kExp2QuotientF32Bits{bits}", "float", coefficients[1:], comment)
+        if bits:
+            print(f"// 2^(j / 2^{bits}) rounded to float, as bits, less j << {23 - bits}.")
+            print(f"constexpr uint32_t kExp2TableBits{bits}[] = {{")
+            for entry in exp2_table(bits):
+                print(f"    {entry:#010x}u,")
+            print("};\n")
+    coefficients = fit_exp2_quotient_double(10, 0.5)
+    error = largest_relative_error([1.0] + coefficients, -0.5, 0.5)
+    comment = f"The same for double and |t| <= 1/2: relative error of 2^t {error:.2g}."
+    declare("kExp2QuotientF64", "double", coefficients, comment)
     tables = (("kTwiceExp2Centered", "2 * ", -0.5, 0.5), ("kExp2Positive", "", 0.0, 1.0))
     for what, factor, low, high in tables:
-        for scalar, degree in (("float", 5), ("double", 11)):
-            fit = fit_exp2_float if scalar == "float" else fit_exp2_double
-            coefficients = fit(degree, low, high)
-            error = largest_relative_error(coefficients, low, high)
-            name = f"{what}{'F32' if scalar == 'float' else 'F64'}"
-            comment = f"{factor}2^t on [{low}, {high}]: relative error {error:.2g} before rounding."
-            times = 2.0 if factor else 1.0  # exact
-            declare(name, scalar, [times * c for c in coefficients], comment)
+        coefficients = fit_exp2_double(11, low, high)
+        error = largest_relative_error(coefficients, low, high)
+        comment = f"{factor}2^t on [{low}, {high}]: relative error {error:.2g} before rounding."
+        times = 2.0 if factor else 1.0  # exact
+        declare(f"{what}F64", "double", [times * c for c in coefficients], comment)
     comment = "R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f)."
     declare("kLog", "double", fit_log(6), comment)
     declare("kExpm1", "double", fit_expm1(12), "(e^x - 1)/x on [-1/2, 1/2].")

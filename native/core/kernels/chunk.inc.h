@@ -4,15 +4,15 @@
 namespace gce {
 namespace {
 
-constexpr int64_t kFewClasses = 32;        // up to here a tile of rows is transposed into scratch
-constexpr int64_t kMostPanelClasses = 64;  // the same where a row is not contiguous anyway
-constexpr int64_t kTileBytes = 131072;     // logits of a tile: they stay in L2 between the passes
+constexpr int64_t kFewClasses = 32;         // up to here contiguous rows are worked off by columns
+constexpr int64_t kMostStagedClasses = 64;  // at most kProbe: the probe is the maximum
+constexpr int64_t kTileBytes = 131072;     // kept exponentials of a tile: they stay in L2
 constexpr int64_t kChunkElements = 65536;
 constexpr int64_t kFewestNeighbours =
     8;  // rows in a contiguous run that are worth lanes of their own
 constexpr int64_t kLargestFloatIndex = 1 << 24;
 
-inline size_t round_up(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
+inline int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 template <class Storage>
 Layout choose_layout(const RowProblem& p) {
@@ -22,33 +22,41 @@ Layout choose_layout(const RowProblem& p) {
   const bool rows_contiguous =
       p.logits_class_stride == size && (!grad || p.grad_class_stride == size);
   const bool columns_contiguous = p.arrays[kLogits].strides[p.ndim - 1] == size &&
-                                  (!grad || p.arrays[kGrad].strides[p.ndim - 1] == size);
+                                  (!grad || p.arrays[kGrad].strides[p.ndim - 1] == size) &&
+                                  neighbours >= kFewestNeighbours;
   if (rows_contiguous && (p.classes > kFewClasses || p.rows == 1)) return kRowsDirect;
-  if (columns_contiguous && neighbours >= kFewestNeighbours && p.classes < kLargestFloatIndex) {
-    return kColumnsDirect;
-  }
-  return p.classes <= kMostPanelClasses ? kColumnsGathered : kRowsGathered;
+  if (p.classes <= kMostStagedClasses) return kColumnsStaged;
+  return columns_contiguous && p.classes < kLargestFloatIndex ? kColumnsDirect : kRowsGathered;
 }
 
 template <class Storage>
 void lay_out_as(RowProblem* p, int64_t cache_bytes) {
-  const int64_t size = static_cast<int64_t>(sizeof(Storage));
-  const int64_t row_bytes = p->classes * size;
+  using Scalar = typename Tile<Storage>::Scalar;
+  const int64_t row_bytes = p->classes * static_cast<int64_t>(sizeof(Storage));
+  const bool grad = p->arrays[kGrad].data != nullptr;
   p->layout = choose_layout<Storage>(*p);
-  p->stream_grad = p->arrays[kGrad].data != nullptr &&
-                   p->arrays[kGrad].data != p->arrays[kLogits].data &&
+  p->stream_grad = grad && p->arrays[kGrad].data != p->arrays[kLogits].data &&
                    p->rows * row_bytes > cache_bytes;
+  p->kept_stride = round_up(p->classes * static_cast<int64_t>(sizeof(Scalar)));
+  p->kept_offset = 0;
   p->tile_rows = kMaxTileRows;
-  p->scratch_bytes = 0;
+  p->keeps = grad;
+  const int64_t lanes = p->layout == kColumnsDirect ? Tile<Storage>::Vector::kLanes : 1;
+  const int64_t fitting = kTileBytes / p->kept_stride / lanes * lanes;
+  const int64_t bounded = fitting < lanes ? lanes : fitting > kMaxTileRows ? kMaxTileRows : fitting;
   if (p->layout == kRowsDirect) {
-    const int64_t fitting = kTileBytes / row_bytes;
-    p->tile_rows = fitting < 1 ? 1 : fitting > kMaxTileRows ? kMaxTileRows : fitting;
+    if (grad) p->tile_rows = bounded;
   } else if (p->layout == kRowsGathered) {
     p->tile_rows = 1;
-    p->scratch_bytes = 2 * round_up(row_bytes);
-  } else if (p->layout == kColumnsGathered) {
-    p->scratch_bytes = 2 * round_up(row_bytes * kMaxTileRows);
+    p->kept_offset = round_up(row_bytes);
+  } else if (p->layout == kColumnsDirect) {
+    p->tile_rows = bounded;
+    p->keeps = grad && fitting > 0;
+  } else {
+    p->keeps = true;  // staged
   }
+  p->scratch_bytes =
+      static_cast<size_t>(p->kept_offset + (p->keeps ? p->tile_rows * p->kept_stride : 0));
   const int64_t rows = kChunkElements / p->classes;
   p->chunk_rows = rows < 1 ? 1 : rows < kMaxTileRows ? rows : rows / kMaxTileRows * kMaxTileRows;
 }
@@ -66,168 +74,246 @@ void lay_out(RowProblem* p, int64_t cache_bytes) {
   }
 }
 
-// One chunk: the problem, where its rows lie, and this worker's scratch.
-template <class Storage>
-class Chunk {
+// Adds losses in row order into fixed lanes: a row's is its index within the chunk modulo L, whatever the tiles.
+class LossSum {
  public:
-  Chunk(const RowProblem& problem, int64_t begin, int64_t end, char* scratch)
-      : p_(problem), cursor_(problem, begin), left_(end - begin), scratch_(scratch) {}
+  void begin() { *this = LossSum(); }
 
-  PairSum run() {
-    const EpilogueNeeds needs = {
-        p_.divisor,
-        p_.smooth_weight_sum,
-        p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
-        p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
-        p_.arrays[kGrad].data != nullptr,
-        p_.value == GCE_VALUE_SURROGATE,
-        p_.smooth_weights != nullptr};
-    WideSum<F64> loss_sum;
-    for (; left_ > 0; left_ -= tile_.rows) {
-      const RowCursor at_start = cursor_;
-      load();
-      first_pass();
-      TileEpilogue<Storage>(needs, &tile_).run(&loss_sum);
-      if (needs.grad) second_pass();
-      save(at_start);
+  // Of the next n rows.
+  void add(const double* losses, int64_t n) {
+    int64_t r = 0;
+    if (next_ == 0) {
+      for (; r + F64::kLanes <= n; r += F64::kLanes) sum_.add(load(losses + r));
     }
+    for (; r < n; ++r) {
+      double high[F64::kLanes];
+      double low[F64::kLanes];
+      sum_.save(high, low);
+      PairSum lane = {high[next_], low[next_]};
+      add_exactly(&lane, losses[r]);
+      high[next_] = lane.high;
+      low[next_] = lane.low;
+      sum_.high = load(high);
+      sum_.low = load(low);
+      next_ = (next_ + 1) % F64::kLanes;
+    }
+  }
+
+  PairSum total() const { return sum_of_lanes(sum_); }
+
+ private:
+  WideSum<F64> sum_;
+  int next_ = 0;
+};
+
+// One worker: takes chunks until there are none, with its own scratch and tiles. The second pass over a tile of
+// contiguous rows runs together with the first pass over the next.
+template <class Storage>
+class Worker {
+ public:
+  Worker(const RowProblem& problem, char* scratch)
+      : p_(problem),
+        scratch_(scratch),
+        needs_{p_.divisor,
+               p_.smooth_weight_sum,
+               p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
+               p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
+               p_.arrays[kGrad].data != nullptr,
+               p_.value == GCE_VALUE_SURROGATE,
+               p_.smooth_weights != nullptr} {}
+
+  void run(NextChunk next, void* chunks, PairSum* loss_sums) {
+    for (int64_t chunk = next(chunks); chunk >= 0; chunk = next(chunks)) {
+      loss_sums[chunk] = run_chunk(chunk);
+    }
+    if (pending_) finish_rows(0, previous());
     if (p_.stream_grad) stream_fence();
-    return sum_of_lanes(loss_sum);
   }
 
  private:
-  void load() {
-    tile_.rows = left_ < p_.tile_rows ? left_ : p_.tile_rows;
-    if (p_.layout == kColumnsDirect && tile_.rows > cursor_.run()) tile_.rows = cursor_.run();
-    for (int64_t at = 0; at < tile_.rows;) {
-      const int64_t n = tile_.rows - at < cursor_.run() ? tile_.rows - at : cursor_.run();
-      load_run(p_, cursor_, at, n, &tile_);
-      cursor_.advance(n);
+  using Scalar = typename Tile<Storage>::Scalar;
+
+  PairSum run_chunk(int64_t chunk) {
+    const int64_t begin = chunk * p_.chunk_rows;
+    const int64_t end = p_.rows - begin < p_.chunk_rows ? p_.rows : begin + p_.chunk_rows;
+    RowCursor cursor(p_, begin);
+    LossSum losses;
+    for (int64_t left = end - begin; left > 0;) {
+      const RowCursor at_start = cursor;
+      load_tile(left, &cursor);
+      left -= tile().rows;
+      first_pass();
+      TileEpilogue<Storage>(needs_, &tile()).run();
+      if (needs_.loss) losses.add(tile().loss, tile().rows);
+      save(at_start);
+      if (!needs_.grad) continue;
+      if (p_.layout == kRowsDirect) {
+        pending_ = true;
+        now_ = 1 - now_;
+      } else {
+        second_pass();
+      }
+    }
+    return losses.total();
+  }
+
+  Tile<Storage>& tile() { return tiles_[now_]; }
+  Tile<Storage>& previous() { return tiles_[1 - now_]; }
+
+  void load_tile(int64_t left, RowCursor* cursor) {
+    Tile<Storage>& t = tile();
+    t.rows = left < p_.tile_rows ? left : p_.tile_rows;
+    if (p_.layout == kColumnsDirect && t.rows > cursor->run()) t.rows = cursor->run();
+    one_run_ = t.rows <= cursor->run();
+    for (int64_t at = 0; at < t.rows;) {
+      const int64_t n = t.rows - at < cursor->run() ? t.rows - at : cursor->run();
+      load_run(p_, *cursor, at, n, &t);
+      cursor->advance(n);
       at += n;
     }
   }
 
   void save(RowCursor cursor) {
-    for (int64_t at = 0; at < tile_.rows;) {
-      const int64_t n = tile_.rows - at < cursor.run() ? tile_.rows - at : cursor.run();
-      store_run(cursor, at, n, tile_);
+    const Tile<Storage>& t = tile();
+    for (int64_t at = 0; at < t.rows;) {
+      const int64_t n = t.rows - at < cursor.run() ? t.rows - at : cursor.run();
+      store_run(cursor, at, n, t);
       cursor.advance(n);
       at += n;
     }
   }
 
-  const typename Tile<Storage>::Scalar* smooth_weights() const {
-    return reinterpret_cast<const typename Tile<Storage>::Scalar*>(p_.smooth_weights);
+  const Scalar* smooth_weights() const {
+    return reinterpret_cast<const Scalar*>(p_.smooth_weights);
   }
+  bool want_argmax() const { return p_.arrays[kArgmax].data != nullptr; }
 
-  bool by_columns() const { return p_.layout == kColumnsDirect || p_.layout == kColumnsGathered; }
+  bool by_columns() const { return p_.layout == kColumnsDirect || p_.layout == kColumnsStaged; }
 
   void first_pass() {
-    const bool want_argmax = p_.arrays[kArgmax].data != nullptr;
     if (by_columns()) {
-      if (p_.layout == kColumnsGathered) gather_panel();
-      column_stats(logits_panel(), p_.classes, smooth_weights(), want_argmax, &tile_);
+      column_stats(logits_panel(), p_.classes, p_.layout == kColumnsStaged, smooth_weights(),
+                   want_argmax(), p_.keeps ? kept() : nullptr, &tile());
       return;
     }
-    for (int64_t r = 0; r < tile_.rows; ++r) {
-      if (tile_.ignored(r) && p_.arrays[kLogsumexp].data == nullptr && !want_argmax) continue;
-      const Storage* z = logits_row(r);
-      row_stats(z, p_.classes, want_argmax, r, &tile_);
-      if (smooth_weights() == nullptr) continue;
-      const PairSum spread =
-          row_spread(z, p_.classes, smooth_weights(), broadcast(tile_.maximum[r]));
-      tile_.spread_high[r] = spread.high;
-      tile_.spread_low[r] = spread.low;
-    }
+    for (int64_t r = 0; r < tile().rows; ++r) row_step(r);
+    if (pending_) finish_rows(tile().rows, previous());
+    pending_ = false;
   }
 
   void second_pass() {
     if (by_columns()) {
-      column_grad(logits_panel(), p_.classes, smooth_weights(), tile_, grad_panel());
-      if (p_.layout == kColumnsGathered) scatter_panel();
+      const Panel<Storage> out = {tile().grad, p_.grad_class_stride, row_stride(kGrad)};
+      column_grad(logits_panel(), out, p_.classes, p_.stream_grad, smooth_weights(),
+                  p_.keeps ? kept() : nullptr, tile());
       return;
     }
-    for (int64_t r = 0; r < tile_.rows; ++r) {
-      if (p_.layout == kRowsDirect) {
-        row_grad_of_tile(reinterpret_cast<const Storage*>(tile_.logits[r]), p_.classes,
-                         smooth_weights(), p_.stream_grad, r, tile_,
-                         reinterpret_cast<Storage*>(tile_.grad[r]));
-        continue;
-      }
-      row_grad_of_tile(gathered_logits(), p_.classes, smooth_weights(), false, r, tile_,
-                       gathered_grad());
-      for (int64_t v = 0; v < p_.classes; ++v) {
-        write(tile_.grad[r] + v * p_.grad_class_stride, gathered_grad()[v]);
-      }
+    char* const row = tile().grad[0];  // of kRowsGathered: the gradient replaces the logits in scratch
+    tile().grad[0] = scratch_;
+    finish_rows(0, tile());
+    for (int64_t v = 0; v < p_.classes; ++v) {
+      write(row + v * p_.grad_class_stride, reinterpret_cast<const Storage*>(scratch_)[v]);
     }
+  }
+
+  Panel<Storage> logits_panel() {
+    return {tile().logits, p_.logits_class_stride, row_stride(kLogits)};
+  }
+  int64_t row_stride(RowArrayId id) { return one_run_ ? p_.arrays[id].strides[p_.ndim - 1] : 0; }
+
+  // --- by rows -------------------------------------------------------------------------------------
+  // The exponentials of row r of a tile; those of the row before it in this place until its second pass.
+  Scalar* kept(int64_t r = 0) const {
+    return reinterpret_cast<Scalar*>(scratch_ + p_.kept_offset + r * p_.kept_stride);
+  }
+
+  // First pass over row r of the tile, second pass over row r of the pending one.
+  void row_step(int64_t r) {
+    Tile<Storage>& t = tile();
+    const bool pending = pending_ && r < previous().rows && !finish_special_row(p_.classes, r, previous());
+    const bool wanted = !t.ignored(r) || p_.arrays[kLogsumexp].data != nullptr || want_argmax();
+    if (!wanted) {
+      if (pending) finish_row(r, previous());
+      return;
+    }
+    const Storage* z = logits_row(r);
+    const NothingToFinish nothing;
+    if (!needs_.grad) {
+      row_sum<false>(z, p_.classes, r, kept(r), nothing, &t);
+    } else if (!pending) {
+      row_sum<true>(z, p_.classes, r, kept(r), nothing, &t);
+    } else {
+      with_finish(r, previous(), [&](const auto& finish) {
+        row_sum<true>(z, p_.classes, r, kept(r), finish, &t);
+      });
+      write_target(r, previous());
+    }
+    if (smooth_weights() == nullptr && !want_argmax()) return;
+    row_extremes(z, p_.classes, r, &t);
+    if (smooth_weights() == nullptr) return;
+    const PairSum spread = row_spread(z, p_.classes, smooth_weights(), broadcast(t.maximum[r]));
+    t.spread_high[r] = spread.high;
+    t.spread_low[r] = spread.low;
+  }
+
+  template <class Action>
+  void with_finish(int64_t r, Tile<Storage>& t, Action action) {
+    if (t.grad_scale[r] != 1) scale_kept(p_.classes, r, kept(r), &t);
+    const bool aligned = reinterpret_cast<uintptr_t>(t.grad[r]) % sizeof(Storage) == 0;
+    if (smooth_weights() != nullptr) {
+      action(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept(r), {smooth_weights()}, r, t,
+                                                               p_.classes));
+    } else if (p_.stream_grad && aligned) {
+      action(RowFinish<true, Storage, NoOffset>(kept(r), {}, r, t, p_.classes));
+    } else {
+      action(RowFinish<false, Storage, NoOffset>(kept(r), {}, r, t, p_.classes));
+    }
+  }
+
+  void finish_row(int64_t r, Tile<Storage>& t) {
+    with_finish(r, t, [](const auto& finish) {
+      finish.begin();
+      finish.rest(0);
+    });
+    write_target(r, t);
+  }
+  void finish_rows(int64_t from, Tile<Storage>& t) {
+    for (int64_t r = from; r < t.rows; ++r) {
+      if (!finish_special_row(p_.classes, r, t)) finish_row(r, t);
+    }
+  }
+  void write_target(int64_t r, const Tile<Storage>& t) {
+    write(t.grad[r] + t.target[r] * static_cast<int64_t>(sizeof(Storage)), t.target_grad[r]);
   }
 
   const Storage* logits_row(int64_t r) {
-    if (p_.layout == kRowsDirect) return reinterpret_cast<const Storage*>(tile_.logits[r]);
+    if (p_.layout == kRowsDirect) return reinterpret_cast<const Storage*>(tile().logits[r]);
+    Storage* gathered = reinterpret_cast<Storage*>(scratch_);
     for (int64_t v = 0; v < p_.classes; ++v) {
-      gathered_logits()[v] = read<Storage>(tile_.logits[r] + v * p_.logits_class_stride);
+      gathered[v] = read<Storage>(tile().logits[r] + v * p_.logits_class_stride);
     }
-    return gathered_logits();
-  }
-
-  Storage* gathered_logits() const { return reinterpret_cast<Storage*>(scratch_); }
-  Storage* gathered_grad() const {
-    return reinterpret_cast<Storage*>(scratch_ + p_.scratch_bytes / 2);
-  }
-
-  Panel<Storage> scratch_panel(char* base) const {
-    return {base, kMaxTileRows * static_cast<int64_t>(sizeof(Storage))};
-  }
-  Panel<Storage> logits_panel() const {
-    return p_.layout == kColumnsGathered
-               ? scratch_panel(scratch_)
-               : Panel<Storage>{const_cast<char*>(tile_.logits[0]), p_.logits_class_stride};
-  }
-  Panel<Storage> grad_panel() const {
-    return p_.layout == kColumnsGathered ? scratch_panel(scratch_ + p_.scratch_bytes / 2)
-                                         : Panel<Storage>{tile_.grad[0], p_.grad_class_stride};
-  }
-
-  void gather_panel() {
-    const Panel<Storage> panel = scratch_panel(scratch_);
-    for (int64_t r = 0; r < tile_.rows; ++r) {
-      const char* row = tile_.logits[r];
-      for (int64_t v = 0; v < p_.classes; ++v) {
-        *panel.at(v, r) = read<Storage>(row + v * p_.logits_class_stride);
-      }
-    }
-  }
-
-  void scatter_panel() {
-    const Panel<Storage> panel = grad_panel();
-    for (int64_t r = 0; r < tile_.rows; ++r) {
-      char* row = tile_.grad[r];
-      for (int64_t v = 0; v < p_.classes; ++v) {
-        write(row + v * p_.grad_class_stride, *panel.at(v, r));
-      }
-    }
+    return gathered;
   }
 
   const RowProblem& p_;
-  RowCursor cursor_;
-  int64_t left_;
   char* scratch_;
-  Tile<Storage> tile_;
+  const EpilogueNeeds needs_;
+  Tile<Storage> tiles_[2];
+  int now_ = 0;
+  bool one_run_ = false;  // the tile's rows lie along the last axis
+  bool pending_ = false;  // the previous tile lacks its second pass
 };
 
-void run_chunk(const RowProblem& p, int64_t begin, int64_t end, char* scratch, PairSum* loss_sum) {
+void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, PairSum* loss_sums) {
   switch (p.arrays[kLogits].dtype) {
     case GCE_FLOAT16:
-      *loss_sum = Chunk<Float16>(p, begin, end, scratch).run();
-      return;
+      return Worker<Float16>(p, scratch).run(next, chunks, loss_sums);
     case GCE_BFLOAT16:
-      *loss_sum = Chunk<BFloat16>(p, begin, end, scratch).run();
-      return;
+      return Worker<BFloat16>(p, scratch).run(next, chunks, loss_sums);
     case GCE_FLOAT32:
-      *loss_sum = Chunk<float>(p, begin, end, scratch).run();
-      return;
+      return Worker<float>(p, scratch).run(next, chunks, loss_sums);
     default:
-      *loss_sum = Chunk<double>(p, begin, end, scratch).run();
+      return Worker<double>(p, scratch).run(next, chunks, loss_sums);
   }
 }
 
@@ -239,7 +325,7 @@ void run_chunk(const RowProblem& p, int64_t begin, int64_t end, char* scratch, P
 #define GCE_TEXT(a) GCE_TEXT_(a)
 
 const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
-  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out, run_chunk, check_targets,
+  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out, work, check_targets,
                                     pointwise};
   return &table;
 }

@@ -1,20 +1,28 @@
 // The two passes over L neighbouring rows at a time: lanes run along the rows. The same additions in the
-// same order as rows.inc.h, one WideSum here for each lane there. Included by ../kernels.inc.h.
+// same order as rows.inc.h. Included by ../kernels.inc.h.
 //
-// A panel holds the logits of a tile: class v of row r at base + v class_stride + r sizeof(Storage).
-// It is the caller's array itself where neighbouring rows are contiguous (class axis in the middle), else
-// scratch. out may be the panel.
+// A panel is how logits or gradients of a tile lie in memory: class v of its row r at rows[r] + v class_stride.
+// Up to kMostStagedClasses classes of L rows are first brought into a block,
+// V vectors in scratch that are transposed on the way if a row is contiguous; the pass makes them exponentials.
+// More classes are read from the panel, whose rows are then neighbours, and kept if there is scratch for V vectors;
+// else the second pass computes them anew. The gradient's panel may be the logits'.
 
 namespace gce {
 namespace {
 
 template <class Storage>
 struct Panel {
-  char* base;
+  static constexpr int64_t kSize = static_cast<int64_t>(sizeof(Storage));
+
+  char* const* rows;
   int64_t class_stride;  // bytes
+  int64_t row_stride;    // 0 if there is none
+
   Storage* at(int64_t v, int64_t r) const {
-    return reinterpret_cast<Storage*>(base + v * class_stride) + r;
+    return reinterpret_cast<Storage*>(rows[r] + v * class_stride);
   }
+  bool rows_are_neighbours() const { return row_stride == kSize; }
+  bool classes_are_neighbours() const { return class_stride == kSize; }
 };
 
 // n of the L rows exist.
@@ -25,101 +33,350 @@ inline Vector load_rows(const Storage* p, int64_t n, Vector shift) {
                              : load_first_shifted<kShifted>(p, n, zero, shift);
 }
 
-// Adds term(v) of classes [begin, end) into sums[lane of the class], as add_classes does.
-template <class Vector, class Term>
-[[gnu::always_inline]] inline void add_column_classes(int64_t begin, int64_t end, Term term,
-                                                      WideSum<Vector>* sums) {
+// L neighbouring rows' logits where they lie, of which n exist; or shifted.
+template <class Storage>
+class PanelRows {
+ public:
+  using Vector = typename ComputeOf<Storage>::Vector;
+
+  PanelRows(const Panel<Storage>& panel, int64_t r, int64_t n)
+      : base_(panel.rows[r]), class_stride_(panel.class_stride), n_(n) {}
+
+  template <bool kShifted>
+  [[gnu::always_inline]] Vector logits(int64_t v, Vector shift) const {
+    const Storage* first = reinterpret_cast<const Storage*>(base_ + v * class_stride_);
+    return load_rows<kShifted>(first, n_, shift);
+  }
+
+ private:
+  const char* base_;
+  int64_t class_stride_;
+  int64_t n_;
+};
+
+// How many of n rows may be read or written as whole vectors: what lies past a row's V classes is the next rows',
+// which are of the same block.
+template <class Storage>
+inline int64_t whole_rows(const Panel<Storage>& panel, int64_t classes, int64_t begin, int64_t n,
+                          int64_t lanes) {
+  if (panel.row_stride != classes * Panel<Storage>::kSize) return 0;
+  const int64_t over = begin + lanes - classes;  // scalars past the end of a row
+  const int64_t last = over <= 0 ? 0 : (over + classes - 1) / classes;
+  return n > last ? n - last : 0;
+}
+
+// Brings L rows of contiguous classes into a block.
+template <class Storage, class Scalar>
+void stage_transposed(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t classes,
+                      Scalar* block) {
+  using Vector = typename ComputeOf<Storage>::Vector;
   constexpr int L = Vector::kLanes;
-  for (int64_t group = begin; group < end; group += kGroup * L) {
-    const int64_t lanes = end - group < L ? end - group : L;
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t v = group + lane;
-      if (v + 3 * L < end) {
-        sums[lane].add((term(v) + term(v + L)) + (term(v + 2 * L) + term(v + 3 * L)));
-        continue;
+  const Vector zero = broadcast(static_cast<Scalar>(0));
+  for (int64_t begin = 0; begin < classes; begin += L) {
+    const int64_t count = classes - begin < L ? classes - begin : L;
+    const int64_t whole = count == L ? n : whole_rows(panel, classes, begin, n, L);
+    Vector rows[L];
+    for (int64_t i = 0; i < L; ++i) {
+      rows[i] = i < whole ? load(panel.at(begin, r + i))
+                : i < n   ? load_first(panel.at(begin, r + i), count, zero)
+                          : zero;
+    }
+    transpose(rows);
+    for (int64_t i = 0; i < count; ++i) store(block + (begin + i) * L, rows[i]);
+  }
+}
+
+template <class Storage, class Scalar>
+void stage(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t classes, Scalar* block) {
+  using Vector = typename ComputeOf<Storage>::Vector;
+  constexpr int L = Vector::kLanes;
+  const Vector zero = broadcast(static_cast<Scalar>(0));
+  if (panel.rows_are_neighbours()) {
+    const PanelRows<Storage> rows(panel, r, n);
+    for (int64_t v = 0; v < classes; ++v) {
+      store(block + v * L, rows.template logits<false>(v, zero));
+    }
+  } else if (panel.classes_are_neighbours()) {
+    stage_transposed(panel, r, n, classes, block);
+  } else {
+    for (int64_t v = 0; v < classes; ++v) {
+      for (int64_t i = 0; i < L; ++i) {
+        const Storage* element = panel.at(v, r + (i < n ? i : 0));
+        store_first(block + v * L + i, load_first(element, 1, zero), 1);
       }
-      Vector sum = term(v);
-      if (v + L < end) sum = sum + term(v + L);
-      if (v + 2 * L < end) sum = sum + term(v + 2 * L);
-      sums[lane].add(sum);
     }
   }
 }
 
-// The end of sum_of_lanes: the result is sums[0].
+template <class Storage, class Scalar>
+void unstage_transposed(const Scalar* block, int64_t r, int64_t n, int64_t classes,
+                        const Panel<Storage>& panel) {
+  using Vector = typename ComputeOf<Storage>::Vector;
+  constexpr int L = Vector::kLanes;
+  for (int64_t begin = 0; begin < classes; begin += L) {
+    const int64_t count = classes - begin < L ? classes - begin : L;
+    // What a whole vector spoils of the next row is written after it, unless that row's beginning was before.
+    const int64_t whole = count == L          ? n
+                          : classes == count ? whole_rows(panel, classes, begin, n, L)
+                                             : 0;
+    Vector rows[L];
+    for (int64_t i = 0; i < L; ++i) rows[i] = load(block + (begin + (i < count ? i : 0)) * L);
+    transpose(rows);
+    for (int64_t i = 0; i < n; ++i) {
+      if (i < whole) {
+        store(panel.at(begin, r + i), rows[i]);
+      } else {
+        store_first(panel.at(begin, r + i), rows[i], count);
+      }
+    }
+  }
+}
+
+template <class Storage, class Scalar>
+void unstage(const Scalar* block, int64_t r, int64_t n, int64_t classes,
+             const Panel<Storage>& panel) {
+  using Vector = typename ComputeOf<Storage>::Vector;
+  if (panel.classes_are_neighbours()) {
+    return unstage_transposed(block, r, n, classes, panel);
+  }
+  for (int64_t v = 0; v < classes; ++v) {
+    for (int64_t i = 0; i < n; ++i) {
+      store_first(panel.at(v, r + i), load(block + v * Vector::kLanes + i), 1);
+    }
+  }
+}
+
+// The sums of a segment, L rows at a time: sums of rows, in the lanes, where accumulator.inc.h has a sum.
 template <class Vector>
-inline void merge_lanes(int used, WideSum<Vector>* sums) {
-  for (int width = Vector::kLanes / 2; width >= 1; width /= 2) {
+struct ColumnSum;
+
+template <>
+struct ColumnSum<F32> {
+  static constexpr int kLanes = F32::kLanes / 2;  // of accumulator.inc.h
+
+  void add(F32 x) {
+    low_rows = low_rows + widen_low(x);
+    high_rows = high_rows + widen_high(x);
+  }
+  void merge(const ColumnSum& other) {
+    low_rows = low_rows + other.low_rows;
+    high_rows = high_rows + other.high_rows;
+  }
+
+  F64 low_rows = broadcast(0.0);
+  F64 high_rows = broadcast(0.0);
+};
+template <>
+struct ColumnSum<F64> : WideSum<F64> {
+  static constexpr int kLanes = F64::kLanes;
+};
+
+// Pairs high + low of L rows: what add_pair is for one.
+template <class Vector>
+struct ColumnTotal;
+
+template <>
+struct ColumnTotal<F32> {
+  WideSum<F64> low_rows;
+  WideSum<F64> high_rows;
+
+  void add(const ColumnSum<F32>& sum) {
+    low_rows.add(sum.low_rows);
+    high_rows.add(sum.high_rows);
+  }
+  void save(double* high, double* low) const {
+    low_rows.save(high, low);
+    high_rows.save(high + F64::kLanes, low + F64::kLanes);
+  }
+};
+template <>
+struct ColumnTotal<F64> {
+  WideSum<F64> rows;
+
+  void add(const ColumnSum<F64>& sum) { rows.merge(sum); }
+  void save(double* high, double* low) const { rows.save(high, low); }
+};
+
+// Adds term(v) of classes [begin, end) of a segment, as add_classes does.
+template <class Vector, class Term>
+[[gnu::always_inline]] inline ColumnSum<Vector> sum_of_segment(int64_t begin, int64_t end,
+                                                               Term term) {
+  constexpr int L = Vector::kLanes;
+  constexpr int kSums = ColumnSum<Vector>::kLanes;
+  const auto at_distance = [&](int64_t v) {
+    Vector sum = term(v);
+    if (v + L >= end) return sum;
+    sum = sum + term(v + L);
+    if (v + 3 * L < end) return sum + (term(v + 2 * L) + term(v + 3 * L));
+    return v + 2 * L < end ? sum + term(v + 2 * L) : sum;
+  };
+  ColumnSum<Vector> sums[kSums];
+  for (int64_t group = begin; group < end; group += kGroup * L) {
+    for (int64_t lane = 0; lane < kSums && group + lane < end; ++lane) {
+      Vector sum = at_distance(group + lane);
+      if (kSums < L && group + lane + kSums < end) {
+        sum = sum + at_distance(group + lane + kSums);
+      }
+      sums[lane].add(sum);
+    }
+  }
+  const int64_t used = end - begin < kSums ? end - begin : kSums;
+  for (int width = kSums / 2; width >= 1; width /= 2) {
     for (int lane = 0; lane + width < used && lane < width; ++lane) {
       sums[lane].merge(sums[lane + width]);
     }
   }
-}
-
-template <class Vector>
-struct ColumnSum {
-  Vector maximum;
-  Vector reference;
-  WideSum<Vector> sum;
-};
-
-template <bool kShifted, class Storage, class Vector = typename ComputeOf<Storage>::Vector>
-ColumnSum<Vector> column_sum_exp(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
-                                 Vector shift) {
-  using Scalar = typename Vector::Scalar;
-  constexpr int L = Vector::kLanes;
-  const int used = classes < L ? static_cast<int>(classes) : L;
-  const Vector log2e = broadcast(Log2E<Vector>::kValue);
-  WideSum<Vector> sums[L];
-  Vector maximum = minus_infinity<Vector>();
-  Vector reference = broadcast(static_cast<Scalar>(kNoReference));
-  for (int64_t begin = 0; begin < classes; begin += kBlock) {
-    const int64_t end = classes - begin < kBlock ? classes : begin + kBlock;
-    for (int64_t v = begin; v < end; ++v) {
-      maximum = max(load_rows<kShifted>(z.at(v, r), n, shift), maximum);
-    }
-    const Vector larger = reference_exponent(maximum);
-    if (begin > 0) {
-      const Vector factor = exp2(reference - larger);
-      for (int lane = 0; lane < used; ++lane) sums[lane].scale_by(factor);
-    }
-    reference = larger;
-    add_column_classes(
-        begin, end,
-        [&](int64_t v) {
-          return exp2(fused_mul_sub(load_rows<kShifted>(z.at(v, r), n, shift), log2e, reference));
-        },
-        sums);
-  }
-  merge_lanes(used, sums);
-  return {maximum, reference, sums[0]};
-}
-
-template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
-WideSum<Vector> column_spread(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
-                              const typename Vector::Scalar* weights, Vector maximum) {
-  constexpr int L = Vector::kLanes;
-  WideSum<Vector> sums[L];
-  add_column_classes(
-      0, classes,
-      [&](int64_t v) {
-        return spread_of(load_rows<false>(z.at(v, r), n, maximum), maximum, broadcast(weights[v]));
-      },
-      sums);
-  merge_lanes(classes < L ? static_cast<int>(classes) : L, sums);
   return sums[0];
 }
 
+template <class Vector, class Term>
+[[gnu::always_inline]] inline ColumnTotal<Vector> sum_of_columns(int64_t classes, Term term) {
+  ColumnTotal<Vector> total;
+  for (int64_t begin = 0; begin < classes; begin += kSegment) {
+    const int64_t end = begin + kSegment < classes ? begin + kSegment : classes;
+    total.add(sum_of_segment<Vector>(begin, end, term));
+  }
+  return total;
+}
+
+// The same of a block.
+template <class Storage>
+struct BlockRows {
+  using Vector = typename ComputeOf<Storage>::Vector;
+
+  const typename Vector::Scalar* block;
+
+  template <bool kShifted>
+  [[gnu::always_inline]] Vector logits(int64_t v, Vector shift) const {
+    return load_shifted<kShifted>(block + v * Vector::kLanes, shift);
+  }
+};
+
+template <class Rows, class Vector = typename Rows::Vector>
+[[gnu::always_inline]] inline Vector column_max(const Rows& rows, int64_t classes) {
+  const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
+  Vector maximum = minus_infinity<Vector>();
+  for (int64_t v = 0; v < classes; ++v) {
+    maximum = max(rows.template logits<false>(v, zero), maximum);
+  }
+  return maximum;
+}
+
+// The first pass; see row_pass. Returns the largest x + kMagic of each row. kept may be the block of the rows.
+template <bool kShifted, bool kKeep, class Rows, class Vector = typename Rows::Vector>
+[[gnu::always_inline]] inline Vector column_pass(const Rows& rows, int64_t classes, Vector shift,
+                                                 Vector reference, typename Vector::Scalar* kept,
+                                                 ColumnTotal<Vector>* total) {
+  const Exponent<Vector> exponent(reference);
+  Vector largest = broadcast(ExponentRange<Vector>::kMagic);
+  *total = sum_of_columns<Vector>(classes, [&](int64_t v) __attribute__((always_inline)) {
+    const Vector e = exponential(rows.template logits<kShifted>(v, shift), exponent, &largest);
+    if (kKeep) store(kept + v * Vector::kLanes, e);
+    return e;
+  });
+  return largest;
+}
+// The same for a block, in place: all exponentials, then their sum.
+template <class Vector>
+[[gnu::always_inline]] inline void block_pass(int64_t classes, Vector reference,
+                                              typename Vector::Scalar* block,
+                                              ColumnTotal<Vector>* total) {
+  constexpr int L = Vector::kLanes;
+  const Exponent<Vector> exponent(reference);
+  Vector largest = broadcast(ExponentRange<Vector>::kMagic);
+  int64_t v = 0;
+  for (; v + kGroup <= classes; v += kGroup) {
+    Vector e[kGroup];
+    for (int u = 0; u < kGroup; ++u) e[u] = load(block + (v + u) * L);
+    exponentials<kGroup>(e, exponent, &largest, e);
+    for (int u = 0; u < kGroup; ++u) store(block + (v + u) * L, e[u]);
+  }
+  for (; v < classes; ++v) {
+    store(block + v * L, exponential(load(block + v * L), exponent, &largest));
+  }
+  *total = sum_of_columns<Vector>(classes, [&](int64_t at) { return load(block + at * L); });
+}
+
+// 1 where the maximum is usual, else 0.
+template <class Vector>
+inline Vector usual_maxima(Vector maximum) {
+  const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
+  const Vector one = broadcast(static_cast<typename Vector::Scalar>(1));
+  const Vector limit = broadcast(ExponentRange<Vector>::kLargestLogit);
+  return select(limit < maximum, zero, select(maximum < zero - limit, zero, one));
+}
+
+// The reference of a maximum that is usual, else of 0.
+template <class Vector>
+inline Vector usual_reference(Vector maximum, Vector usual) {
+  const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
+  return reference_exponent(select(usual == zero, zero, maximum));
+}
+
+template <class Storage>
+void save_sums(int64_t r, typename Tile<Storage>::Vector shift,
+               typename Tile<Storage>::Vector reference,
+               const ColumnTotal<typename Tile<Storage>::Vector>& total, Tile<Storage>* tile) {
+  store(tile->shift + r, shift);
+  store(tile->reference + r, reference);
+  total.save(tile->sum_high + r, tile->sum_low + r);
+}
+
+// What the first pass found of rows r to r + L - 1, of which n exist, staged in a block; see row_sum.
+template <class Storage>
+void block_sums(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
+                typename Tile<Storage>::Scalar* block, Tile<Storage>* tile) {
+  using Vector = typename Tile<Storage>::Vector;
+  const Vector zero = broadcast(static_cast<typename Tile<Storage>::Scalar>(0));
+  ColumnTotal<Vector> total;
+  Vector shift = zero;
+  const Vector maximum = column_max(BlockRows<Storage>{block}, classes);
+  const Vector usual = usual_maxima(maximum);
+  const Vector reference = usual_reference(maximum, usual);
+  block_pass(classes, reference, block, &total);
+  if (any(usual == zero)) {
+    stage(z, r, n, classes, block);
+    shift = select(usual == zero, maximum, zero);
+    column_pass<true, true>(BlockRows<Storage>{block}, classes, shift, reference, block, &total);
+  }
+  save_sums(r, shift, reference, total, tile);
+}
+
+// The same for more classes, not staged.
+template <bool kKeep, class Storage>
+void column_sums(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
+                 typename Tile<Storage>::Scalar* kept, Tile<Storage>* tile) {
+  using Vector = typename Tile<Storage>::Vector;
+  const PanelRows<Storage> rows(z, r, n);
+  const Vector zero = broadcast(static_cast<typename Tile<Storage>::Scalar>(0));
+  const Vector limit = broadcast(ExponentRange<Vector>::kMagic + ExponentRange<Vector>::kMost);
+  ColumnTotal<Vector> total;
+  Vector shift = zero;
+  const Vector probe = column_max(rows, kProbe);
+  const Vector usual = usual_maxima(probe);
+  Vector reference = usual_reference(probe, usual);
+  const Vector largest = column_pass<false, kKeep>(rows, classes, zero, reference, kept, &total);
+  if (any(limit < largest) || any(usual == zero)) {
+    const Vector stays = select(limit < largest, zero, usual);
+    const Vector maximum = column_max(rows, classes);
+    const Vector usual_now = usual_maxima(maximum);
+    reference = select(stays == zero, usual_reference(maximum, usual_now), reference);
+    shift = select(stays == zero, select(usual_now == zero, maximum, zero), zero);
+    column_pass<true, kKeep>(rows, classes, shift, reference, kept, &total);
+  }
+  save_sums(r, shift, reference, total, tile);
+}
+
 // The first largest logit of each row, or its first NaN. V < 2^24: indices are exact in float.
-template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
-Vector column_argmax(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes) {
+template <class Rows, class Vector = typename Rows::Vector>
+Vector column_argmax(const Rows& rows, int64_t classes) {
   using Scalar = typename Vector::Scalar;
   const Vector none = broadcast(static_cast<Scalar>(-1));
   Vector best = minus_infinity<Vector>();
   Vector best_at = broadcast(static_cast<Scalar>(0));
   Vector nan_at = none;
   for (int64_t v = classes - 1; v >= 0; --v) {  // downwards: the first of equals is seen last
-    const Vector x = load_rows<false>(z.at(v, r), n, best);
+    const Vector x = rows.template logits<false>(v, best);
     const Vector here = broadcast(static_cast<Scalar>(v));
     best_at = select(x < best, best_at, here);
     best = max(x, best);
@@ -128,51 +385,74 @@ Vector column_argmax(const Panel<Storage>& z, int64_t r, int64_t n, int64_t clas
   return select(nan_at == none, best_at, nan_at);
 }
 
-// First pass over the tile. weights: those of label smoothing, or null.
-template <class Storage>
-void column_stats(const Panel<Storage>& z, int64_t classes,
-                  const typename Tile<Storage>::Scalar* weights, bool want_argmax,
-                  Tile<Storage>* tile) {
+// What label smoothing and statistics need beside the sum. weights: those of label smoothing, or null.
+template <class Storage, class Rows>
+void column_extras(const Rows& rows, int64_t r, int64_t classes,
+                   const typename Tile<Storage>::Scalar* weights, bool want_argmax,
+                   Tile<Storage>* tile) {
   using Vector = typename Tile<Storage>::Vector;
-  using Scalar = typename Tile<Storage>::Scalar;
-  constexpr int L = Vector::kLanes;
+  if (weights == nullptr && !want_argmax) return;
+  const Vector maximum = column_max(rows, classes);
+  store(tile->maximum + r, maximum);
+  if (weights != nullptr) {  // see row_spread
+    const auto total = sum_of_columns<Vector>(classes, [&](int64_t v) {
+      return spread_of(rows.template logits<false>(v, maximum), maximum, broadcast(weights[v]));
+    });
+    total.save(tile->spread_high + r, tile->spread_low + r);
+  }
+  if (!want_argmax) return;
+  typename Tile<Storage>::Scalar at[Vector::kLanes];
+  store(at, column_argmax(rows, classes));
+  for (int64_t i = 0; i < Vector::kLanes; ++i) tile->argmax[r + i] = static_cast<int64_t>(at[i]);
+}
+
+// First pass over the tile. kept: V vectors for every L rows, or null.
+template <class Storage>
+void column_stats(const Panel<Storage>& z, int64_t classes, bool staged,
+                  const typename Tile<Storage>::Scalar* weights, bool want_argmax,
+                  typename Tile<Storage>::Scalar* kept, Tile<Storage>* tile) {
+  constexpr int L = Tile<Storage>::Vector::kLanes;
   for (int64_t r = 0; r < tile->rows; r += L) {
     const int64_t n = tile->rows - r < L ? tile->rows - r : L;
-    const Vector zero = broadcast(static_cast<Scalar>(0));
-    const Vector limit = broadcast(static_cast<Scalar>(kLargestUnshifted));
-    ColumnSum<Vector> column = column_sum_exp<false>(z, r, n, classes, zero);
-    Vector shift = select(column.maximum < zero - limit, column.maximum, zero);
-    shift = select(limit < column.maximum, column.maximum, shift);
-    const Vector maximum = column.maximum;
-    if (!all(shift == zero)) column = column_sum_exp<true>(z, r, n, classes, shift);
-    store(tile->maximum + r, maximum);
-    store(tile->shift + r, shift);
-    store(tile->reference + r, column.reference);
-    column.sum.save(tile->sum_high + r, tile->sum_low + r);
-    if (weights != nullptr) {
-      column_spread(z, r, n, classes, weights, maximum)
-          .save(tile->spread_high + r, tile->spread_low + r);
+    if (staged) {
+      auto* block = kept + r * classes;
+      stage(z, r, n, classes, block);
+      column_extras(BlockRows<Storage>{block}, r, classes, weights, want_argmax, tile);
+      block_sums(z, r, n, classes, block, tile);
+      continue;
     }
-    if (want_argmax) {
-      Scalar at[L];
-      store(at, column_argmax(z, r, n, classes));
-      for (int64_t i = 0; i < n; ++i) tile->argmax[r + i] = static_cast<int64_t>(at[i]);
+    column_extras(PanelRows<Storage>(z, r, n), r, classes, weights, want_argmax, tile);
+    if (kept != nullptr) {
+      column_sums<true>(z, r, n, classes, kept + r * classes, tile);
+    } else {
+      column_sums<false>(z, r, n, classes, kept, tile);
     }
   }
 }
 
-template <bool kShifted, class Storage, class Vector>
-void column_grad_of_rows(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
-                         const typename Vector::Scalar* weights, const GradTerms<Vector>& terms,
-                         const Panel<Storage>& out) {
+// The second pass over rows r to r + L - 1 gives put(v, gradient); see RowFinish. Where the class is the target it is
+// the target's. exponential_of(v): what the first pass kept.
+template <class Storage, class ExponentialOf, class Put>
+[[gnu::always_inline]] inline void column_grad_of_rows(
+    int64_t r, int64_t classes, const typename Tile<Storage>::Scalar* weights,
+    const Tile<Storage>& tile, ExponentialOf exponential_of, Put put) {
+  using Vector = typename Tile<Storage>::Vector;
+  using Scalar = typename Tile<Storage>::Scalar;
+  const Vector factor = load(tile.grad_factor + r);
+  const Vector floor = load(tile.grad_floor + r);
+  const Vector scale = load(tile.grad_scale + r);
+  const Vector offset = load(tile.grad_offset + r);
+  const Vector target = load(tile.target_class + r);
+  const Vector at_target = load(tile.target_grad_wide + r);
+  const Vector one = broadcast(Scalar(1));
+  const bool is_scaled = !all(scale == one);
+  Vector here = broadcast(Scalar(0));
   for (int64_t v = 0; v < classes; ++v) {
-    Vector g = grad_of(load_rows<kShifted>(z.at(v, r), n, terms.shift), terms);
-    if (weights != nullptr) g = mul_add(terms.offset, broadcast(weights[v]), g);
-    if (n == Vector::kLanes) {
-      store(out.at(v, r), g);
-    } else {
-      store_first(out.at(v, r), g, n);
-    }
+    const Vector e = exponential_of(v);
+    Vector g = keep((is_scaled ? e * scale : e) * factor, not_less(e, floor));
+    if (weights != nullptr) g = mul_add(offset, broadcast(weights[v]), g);
+    put(v, select(target == here, at_target, g));
+    here = here + one;
   }
 }
 
@@ -181,33 +461,58 @@ void fill_column(const Panel<Storage>& out, int64_t classes, int64_t r, Storage 
   for (int64_t v = 0; v < classes; ++v) write(reinterpret_cast<char*>(out.at(v, r)), value);
 }
 
-// Second pass over the tile. weights: those of label smoothing, or null.
+// Second pass over the tile. weights and kept: as in column_stats; without kept, the logits are read again.
 template <class Storage>
-void column_grad(const Panel<Storage>& z, int64_t classes,
-                 const typename Tile<Storage>::Scalar* weights, const Tile<Storage>& tile,
-                 const Panel<Storage>& out) {
+void column_grad(const Panel<Storage>& z, const Panel<Storage>& out, int64_t classes,
+                 bool may_stream, const typename Tile<Storage>::Scalar* weights,
+                 typename Tile<Storage>::Scalar* kept, const Tile<Storage>& tile) {
   using Vector = typename Tile<Storage>::Vector;
   constexpr int L = Vector::kLanes;
+  const uintptr_t size = L * sizeof(Storage);
+  const bool streams = may_stream && reinterpret_cast<uintptr_t>(out.rows[0]) % size == 0 &&
+                       static_cast<uintptr_t>(out.class_stride) % size == 0;
   for (int64_t r = 0; r < tile.rows; r += L) {
     const int64_t n = tile.rows - r < L ? tile.rows - r : L;
-    const GradTerms<Vector> terms = {load(tile.shift + r), load(tile.reference + r),
-                                     load(tile.grad_factor + r), load(tile.grad_floor + r),
-                                     load(tile.grad_offset + r)};
-    if (all(terms.shift == terms.shift - terms.shift)) {  // all 0
-      column_grad_of_rows<false>(z, r, n, classes, weights, terms, out);
+    auto* const block = kept + r * classes;
+    char* const base = out.rows[r];
+    const auto at = [&](int64_t v) {
+      return reinterpret_cast<Storage*>(base + v * out.class_stride);
+    };
+    const auto load_kept = [&](int64_t v) { return load(block + v * L); };
+    const auto put_all = [&](int64_t v, Vector g) { store(at(v), g); };
+    const auto put_first = [&](int64_t v, Vector g) {
+      if (n == L) {
+        store(at(v), g);
+      } else {
+        store_first(at(v), g, n);
+      }
+    };
+    if (kept == nullptr) {
+      const Exponent<Vector> exponent(load(tile.reference + r));
+      const Vector shift = load(tile.shift + r);
+      Vector largest = broadcast(ExponentRange<Vector>::kMagic);
+      const PanelRows<Storage> rows(z, r, n);
+      const auto anew = [&](int64_t v) {
+        return exponential(rows.template logits<true>(v, shift), exponent, &largest);
+      };
+      column_grad_of_rows(r, classes, weights, tile, anew, put_first);
+    } else if (!out.rows_are_neighbours()) {
+      const auto put_back = [&](int64_t v, Vector g) { store(block + v * L, g); };
+      column_grad_of_rows(r, classes, weights, tile, load_kept, put_back);
+      unstage(block, r, n, classes, out);
+    } else if (streams && n == L) {
+      const auto put_past_caches = [&](int64_t v, Vector g) { stream(at(v), g); };
+      column_grad_of_rows(r, classes, weights, tile, load_kept, put_past_caches);
+    } else if (n == L) {
+      column_grad_of_rows(r, classes, weights, tile, load_kept, put_all);
     } else {
-      column_grad_of_rows<true>(z, r, n, classes, weights, terms, out);
+      column_grad_of_rows(r, classes, weights, tile, load_kept, put_first);
     }
   }
-  for (int64_t r = 0; r < tile.rows; ++r) {
+  for (int64_t r = 0; r < tile.rows && tile.has_nan; ++r) {
+    if (tile.sum_high[r] == tile.sum_high[r]) continue;
     const Storage zero = {};
-    if (tile.ignored(r)) {
-      fill_column(out, classes, r, zero);
-    } else if (tile.is_nan(r)) {
-      fill_column(out, classes, r, tile.target_grad[r]);
-    } else {
-      write(reinterpret_cast<char*>(out.at(tile.target[r], r)), tile.target_grad[r]);
-    }
+    fill_column(out, classes, r, tile.ignored(r) ? zero : tile.target_grad[r]);
   }
 }
 

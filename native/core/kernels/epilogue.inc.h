@@ -91,10 +91,12 @@ inline F64 surrogate_loss(F64 log_p, F64 weight) {
 // What a row's pass found, F64::kLanes rows at a time: see Tile.
 struct RowTerms {
   F64 target_logit;  // less the shift
+  // of a reference for which the sum is in [1, 2):
   F64 reference;
   F64 exponential;  // the target's, as the pass computed it
   F64 sum_high;
   F64 sum_low;
+  F64 raised;  // the pass's reference is less by this
 };
 
 struct TargetStats {
@@ -150,7 +152,7 @@ inline F64 grad_weight(F64 gamma_over_p, F64 gamma, F64 b) {
 // of the gradient weight. Rows of a smaller weight keep their subnormal gradients.
 template <class Vector>
 inline F64 grad_floor(F64 factor) {
-  constexpr double kNormal = static_cast<double>(NormalExponent<Vector>::kValue);
+  constexpr double kNormal = sizeof(typename Vector::Scalar) == sizeof(float) ? -125.0 : -1021.0;
   constexpr double kNegligible = sizeof(typename Vector::Scalar) == sizeof(float) ? -32.0 : -64.0;
   const F64 zero = broadcast(0.0);
   const F64 normal = broadcast(kNormal);
@@ -179,6 +181,8 @@ inline F64 counted_loss(F64 weight, F64 value) {
   return select(value == value, select(weight == zero, zero, weight * value), value);
 }
 
+constexpr double kMostByFactor = 40.0;
+
 // Fills the results of one tile, F64::kLanes rows at a time. All of it is inlined: so the compiler sees that
 // nothing else points to these arrays, and keeps what it read.
 template <class Storage>
@@ -186,23 +190,20 @@ class TileEpilogue {
  public:
   TileEpilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) : needs_(needs), t_(*tile) {}
 
-  // Adds the losses to *loss_sum.
-  [[gnu::always_inline]] void run(WideSum<F64>* loss_sum) {
+  [[gnu::always_inline]] void run() {
     const int64_t rows = (t_.rows + Vector::kLanes - 1) / Vector::kLanes * Vector::kLanes;
     prepare(rows);
-    const F64 zero = broadcast(0.0);
+    t_.has_nan = false;
     for (int64_t r = 0; r < rows; r += F64::kLanes) {
       const F64 shift = load_as_double(t_.shift + r);
-      const RowTerms row = {load(logit_ + r) - shift, load(reference_ + r), load(exponential_ + r),
-                            load(t_.sum_high + r), load(t_.sum_low + r)};
+      const RowTerms row = terms(r, shift);
+      t_.has_nan = t_.has_nan || !all(row.sum_high == row.sum_high);
       const TargetStats stats = target_stats<Vector>(row, load(t_.gamma + r));
       const F64 weight =
           grad_weight(stats.gamma_over_p, load(t_.gamma + r), load(t_.threshold + r));
-      if (needs_.loss || needs_.statistics) {
-        const Mask64 ignored = load(counted_ + r) == zero;
-        loss_sum->add(write_loss(r, row, stats, weight, shift, ignored));
-      }
-      if (needs_.grad) write_grad(r, row, stats, weight);
+      const Mask64 ignored = load(counted_ + r) == broadcast(0.0);
+      if (needs_.loss || needs_.statistics) write_loss(r, row, stats, weight, shift, ignored);
+      if (needs_.grad) write_grad(r, row, stats, weight, ignored);
     }
     if (needs_.grad) narrow_grad(rows);
   }
@@ -214,24 +215,34 @@ class TileEpilogue {
 
   // The rows' targets in double: logit, reference, and exponential as the passes compute it.
   [[gnu::always_inline]] void prepare(int64_t rows) {
-    const Vector log2e = broadcast(Log2E<Vector>::kValue);
     for (int64_t r = 0; r < rows; r += Vector::kLanes) {
       const Vector target_logit = load(t_.target_logit + r);
       const Vector shift = load(t_.shift + r);
       const Vector k = load(t_.reference + r);
+      const Exponent<Vector> exponent(k);
+      Vector largest = broadcast(ExponentRange<Vector>::kMagic);
       store_as_double(logit_ + r, target_logit);
       store_as_double(reference_ + r, k);
-      store_as_double(exponential_ + r, exp2(fused_mul_sub(target_logit - shift, log2e, k)));
+      store_as_double(exponential_ + r, exponential(target_logit - shift, exponent, &largest));
       if (!needs_.smoothed) continue;
       const Vector maximum = load(t_.maximum + r);
-      store_as_double(largest_ + r, exp2(fused_mul_sub(maximum - shift, log2e, k)));
+      store_as_double(largest_ + r, exponential(maximum - shift, exponent, &largest));
     }
     for (int64_t r = 0; r < t_.rows; ++r) counted_[r] = t_.ignored(r) ? 0.0 : 1.0;
   }
 
-  // Writes loss and statistics; returns the loss.
-  [[gnu::always_inline]] F64 write_loss(int64_t r, const RowTerms& row, const TargetStats& stats,
-                                        F64 weight, F64 shift, Mask64 ignored) {
+  [[gnu::always_inline]] RowTerms terms(int64_t r, F64 shift) {
+    const F64 high = load(t_.sum_high + r);
+    const F64 low = load(t_.sum_low + r);
+    const F64 raised = exponent_of(high + low);
+    const F64 scale = scale_by_integer(broadcast(1.0), broadcast(0.0) - raised);
+    if (needs_.smoothed) store(largest_ + r, load(largest_ + r) * scale);
+    return {load(logit_ + r) - shift, load(reference_ + r) + raised,
+            load(exponential_ + r) * scale, high * scale, low * scale, raised};
+  }
+
+  [[gnu::always_inline]] void write_loss(int64_t r, const RowTerms& row, const TargetStats& stats,
+                                         F64 weight, F64 shift, Mask64 ignored) {
     const F64 zero = broadcast(0.0);
     const F64 gamma = load(t_.gamma + r);
     const F64 b = load(t_.threshold + r);
@@ -253,7 +264,6 @@ class TileEpilogue {
     store(t_.loss + r, loss);
     store(t_.target_log_prob + r, select(ignored, zero, one_nan(log_p)));
     store(t_.logsumexp + r, one_nan(shift + mul_add(row.reference, to_natural, log_sum)));
-    return loss;
   }
 
   // Label smoothing's part, with m the row's maximum:
@@ -267,7 +277,7 @@ class TileEpilogue {
   }
 
   [[gnu::always_inline]] void write_grad(int64_t r, const RowTerms& row, const TargetStats& stats,
-                                         F64 weight) {
+                                         F64 weight, Mask64 ignored) {
     const F64 zero = broadcast(0.0);
     const F64 divisor = broadcast(needs_.divisor);
     const F64 upstream = load(t_.upstream + r);
@@ -279,27 +289,36 @@ class TileEpilogue {
       const F64 of_all = smooth * broadcast(needs_.weight_sum);
       factor = slope + of_all;
       at_target = at_target + (of_all * stats.prob.p - smooth * load(t_.class_weight + r));
-      store(offset_ + r, zero - smooth);
+      store(offset_ + r, select(ignored, zero, zero - smooth));
     }
-    factor = one_nan(factor / (row.sum_high + row.sum_low));
-    store(factor_ + r, factor);
-    store(floor_ + r, grad_floor<Vector>(factor));
+    factor = select(ignored, zero, one_nan(factor / (row.sum_high + row.sum_low)));
+    // For exponentials of the pass's own reference: the factor brings them down, or grad_scale if the factor
+    // might become a subnormal number.
+    const F64 one = broadcast(1.0);
+    const F64 down = scale_by_integer(one, zero - row.raised);
+    const Mask64 by_scale = broadcast(kMostByFactor) < row.raised;
+    const F64 least = broadcast(static_cast<double>(ExponentRange<Vector>::kLeast) + 1.0);
+    const F64 floor = max(least, grad_floor<Vector>(factor) + row.raised);
+    store(factor_ + r, select(by_scale, factor, factor * down));
+    store(scale_ + r, select(by_scale, down, one));
+    store(floor_ + r, scale_by_integer(one, floor));
     store(at_target_ + r, one_nan(at_target));
   }
 
   // To the types that the second pass works in.
   [[gnu::always_inline]] void narrow_grad(int64_t rows) {
-    Scalar target_grad[kSize];
     for (int64_t r = 0; r < rows; ++r) {
       t_.grad_factor[r] = static_cast<Scalar>(factor_[r]);
+      t_.grad_scale[r] = static_cast<Scalar>(scale_[r]);
       t_.grad_floor[r] = static_cast<Scalar>(floor_[r]);
-      target_grad[r] = static_cast<Scalar>(at_target_[r]);
+      t_.target_grad_wide[r] = static_cast<Scalar>(at_target_[r]);
+      t_.target_class[r] = static_cast<Scalar>(t_.target[r]);
     }
     for (int64_t r = 0; r < rows && needs_.smoothed; ++r) {
       t_.grad_offset[r] = static_cast<Scalar>(offset_[r]);
     }
     for (int64_t r = 0; r < rows; r += Vector::kLanes) {
-      store(t_.target_grad + r, load(target_grad + r));
+      store(t_.target_grad + r, load(t_.target_grad_wide + r));
     }
   }
 
@@ -311,6 +330,7 @@ class TileEpilogue {
   double largest_[kSize];      // exponential of the row's maximum
   double counted_[kSize] = {};
   double factor_[kSize];
+  double scale_[kSize];
   double floor_[kSize];
   double offset_[kSize];
   double at_target_[kSize];

@@ -43,7 +43,7 @@ inline F64 load_as_double(const float* p) {
 inline F64 load_as_double(const double* p) { return load(p); }
 
 template <int kDegree, class Vector>
-inline Vector horner(Vector t, const typename Vector::Scalar* coefficients) {
+[[gnu::always_inline]] inline Vector horner(Vector t, const typename Vector::Scalar* coefficients) {
   Vector sum = broadcast(coefficients[kDegree]);
   for (int k = kDegree - 1; k >= 0; --k) {
     sum = mul_add(sum, t, broadcast(coefficients[k]));
@@ -51,41 +51,105 @@ inline Vector horner(Vector t, const typename Vector::Scalar* coefficients) {
   return sum;
 }
 
-// From here on 2^x is a normal number, with an exponent to spare for the rounding of x to an integer.
-template <class Vector>
-struct NormalExponent;
+// Of 2^t = 1 + t q(t): the coefficients of q, and for float the powers of the fractions that the ISA's
+// `power` looks up.
+template <int kBits>
+struct Exp2Fit;
 template <>
-struct NormalExponent<F32> {
-  static constexpr float kValue = -125.0f;
+struct Exp2Fit<0> {
+  static constexpr int kDegree = 4;
+  static constexpr const float* kQuotient = kExp2QuotientF32Bits0;
+  static constexpr const uint32_t* kTable = nullptr;
 };
 template <>
-struct NormalExponent<F64> {
-  static constexpr double kValue = -1021.0;
+struct Exp2Fit<3> {
+  static constexpr int kDegree = 2;
+  static constexpr const float* kQuotient = kExp2QuotientF32Bits3;
+  static constexpr const uint32_t* kTable = kExp2TableBits3;
+};
+template <>
+struct Exp2Fit<5> {
+  static constexpr int kDegree = 1;
+  static constexpr const float* kQuotient = kExp2QuotientF32Bits5;
+  static constexpr const uint32_t* kTable = kExp2TableBits5;
 };
 
+inline F32 power_of(F32 shifted) { return power(shifted, Exp2Fit<kExp2Bits>::kTable); }
+inline F64 power_of(F64 shifted) { return power(shifted); }
+inline F32 exp2_quotient(F32 t) {
+  return horner<Exp2Fit<kExp2Bits>::kDegree>(t, Exp2Fit<kExp2Bits>::kQuotient);
+}
+inline F64 exp2_quotient(F64 t) { return horner<10>(t, kExp2QuotientF64); }
+
+// The range of x in e = 2^x, x = z log2(e) - K, for an integer K, the row's reference. Below kLeast e is no
+// subnormal, on which arithmetic can be a hundred times slower. For double it is 0 there. For float it is 2^kLeast,
+// which saves an operation and is nothing beside a sum, in double, of at least 1/2. Above kMost the row needs another K. K and so z have a limit, where x is exact enough.
 template <class Vector>
-inline Vector normal_exponent() {
-  return broadcast(NormalExponent<Vector>::kValue);
+struct ExponentRange;
+template <>
+struct ExponentRange<F32> {
+  static constexpr float kMagic = kPowerMagic32;
+  static constexpr float kLeast = -124.0f;
+  static constexpr float kMost = 60.0f;
+  static constexpr float kLargestLogit = 32768.0f;
+};
+template <>
+struct ExponentRange<F64> {
+  static constexpr double kMagic = kPowerMagic64;
+  static constexpr double kLeast = -1020.0;
+  static constexpr double kMost = 60.0;
+  static constexpr double kLargestLogit = 1048576.0;
+};
+
+// What makes logits exponentials for one K.
+template <class Vector>
+struct Exponent {
+  Vector magic;
+  Vector least;  // logit
+  explicit Exponent(Vector reference)
+      : magic(broadcast(ExponentRange<Vector>::kMagic) - reference),
+        least((reference + broadcast(ExponentRange<Vector>::kLeast)) *
+              broadcast(1 / Log2E<Vector>::kValue)) {}
+};
+
+inline F32 zero_below(F32, F32, F32 e) { return e; }
+inline F64 zero_below(F64 least, F64 z, F64 e) { return keep(e, not_less(z, least)); }
+
+// 2^(z log2(e) - K) of N vectors, the inner loop of everything: relative error 1.7e-7 (float), 2^-52 (double);
+// powers of an integer are exact, NaN stays NaN. *largest takes in x + kMagic. Step by step for all N, so that a CPU
+// that waits for one has the others at hand.
+template <int N, class Vector>
+[[gnu::always_inline]] inline void exponentials(const Vector* z, const Exponent<Vector>& of,
+                                                Vector* largest, Vector* e) {
+  const Vector log2e = broadcast(Log2E<Vector>::kValue);
+  Vector bounded[N];
+  Vector shifted[N];
+  Vector t[N];
+  Vector whole[N];
+  for (int u = 0; u < N; ++u) bounded[u] = max(of.least, z[u]);
+  for (int u = 0; u < N; ++u) shifted[u] = mul_add(bounded[u], log2e, of.magic);
+  for (int u = 0; u < N; ++u) *largest = max_positive(*largest, shifted[u]);
+  for (int u = 0; u < N; ++u) t[u] = fused_mul_sub(bounded[u], log2e, shifted[u] - of.magic);
+  for (int u = 0; u < N; ++u) whole[u] = power_of(shifted[u]);
+  for (int u = 0; u < N; ++u) t[u] = t[u] * exp2_quotient(t[u]);
+  for (int u = 0; u < N; ++u) {
+    e[u] = zero_below(of.least, z[u], mul_add(whole[u], t[u], whole[u]));
+  }
+}
+template <class Vector>
+[[gnu::always_inline]] inline Vector exponential(Vector z, const Exponent<Vector>& of,
+                                                 Vector* largest) {
+  Vector e;
+  exponentials<1>(&z, of, largest, &e);
+  return e;
 }
 
-// 2^x for floor <= x <= 1 and +0 for x < floor, the inner loop of everything: relative error 1.8e-7
-// (float), 2^-52 (double). 2^integer is exact, NaN stays NaN. A floor of at least normal_exponent keeps
-// subnormal numbers, on which arithmetic can be a hundred times slower, out of the loops.
-inline F32 exp2(F32 x, F32 floor) {
-  const Split32 parts = split(x);
-  return scale(
-      horner<5>(parts.fraction, kFractionIsPositive ? kExp2PositiveF32 : kTwiceExp2CenteredF32),
-      parts, not_less(x, floor));
-}
-inline F64 exp2(F64 x, F64 floor) {
+// 2^x for x <= 1: relative error 2^-52; +0 where it would not be a normal number.
+inline F64 exp2(F64 x) {
   const Split64 parts = split(x);
   return scale(
       horner<11>(parts.fraction, kFractionIsPositive ? kExp2PositiveF64 : kTwiceExp2CenteredF64),
-      parts, not_less(x, floor));
-}
-template <class Vector>
-inline Vector exp2(Vector x) {
-  return exp2(x, normal_exponent<Vector>());
+      parts, not_less(x, broadcast(-1021.0)));
 }
 
 // log(x) for x > 0, subnormal and +inf too: error below 2 ulp, and relative error of that size near 1.

@@ -5,14 +5,89 @@
 namespace gce {
 namespace {
 
-// 2 * 2^t on [-0.5, 0.5]: relative error 9.3e-08 before rounding.
-constexpr float kTwiceExp2CenteredF32[] = {
-    0x1.0000000000000p+1f,
-    0x1.62e42a0000000p+0f,
-    0x1.ebf9c20000000p-2f,
-    0x1.c6b6d80000000p-4f,
-    0x1.3ce8ac0000000p-6f,
-    0x1.5bda400000000p-9f,
+// q of 2^t = 1 + t q(t) for |t| <= 2^-1: relative error of 2^t 9.3e-08.
+constexpr float kExp2QuotientF32Bits0[] = {
+    0x1.62e42a0000000p-1f,
+    0x1.ebf9c20000000p-3f,
+    0x1.c6b6d80000000p-5f,
+    0x1.3ce8ac0000000p-7f,
+    0x1.5bda400000000p-10f,
+};
+
+// q of 2^t = 1 + t q(t) for |t| <= 2^-4: relative error of 2^t 2.6e-08.
+constexpr float kExp2QuotientF32Bits3[] = {
+    0x1.62e4320000000p-1f,
+    0x1.ec0c220000000p-3f,
+    0x1.c690ca0000000p-5f,
+};
+
+// 2^(j / 2^3) rounded to float, as bits, less j << 20.
+constexpr uint32_t kExp2TableBits3[] = {
+    0x3f800000u,
+    0x3f7b95c2u,
+    0x3f7837f0u,
+    0x3f75fed7u,
+    0x3f7504f3u,
+    0x3f75672au,
+    0x3f7744fdu,
+    0x3f7ac0c7u,
+};
+
+// q of 2^t = 1 + t q(t) for |t| <= 2^-6: relative error of 2^t 5.3e-08.
+constexpr float kExp2QuotientF32Bits5[] = {
+    0x1.62e5840000000p-1f,
+    0x1.ebfbde0000000p-3f,
+};
+
+// 2^(j / 2^5) rounded to float, as bits, less j << 18.
+constexpr uint32_t kExp2TableBits5[] = {
+    0x3f800000u,
+    0x3f7ecd87u,
+    0x3f7daac3u,
+    0x3f7c980fu,
+    0x3f7b95c2u,
+    0x3f7aa43au,
+    0x3f79c3d3u,
+    0x3f78f4f0u,
+    0x3f7837f0u,
+    0x3f778d3au,
+    0x3f76f532u,
+    0x3f767043u,
+    0x3f75fed7u,
+    0x3f75a15bu,
+    0x3f75583fu,
+    0x3f7523f6u,
+    0x3f7504f3u,
+    0x3f74fbafu,
+    0x3f7508a4u,
+    0x3f752c4du,
+    0x3f75672au,
+    0x3f75b9beu,
+    0x3f76248cu,
+    0x3f76a81eu,
+    0x3f7744fdu,
+    0x3f77fbb8u,
+    0x3f78ccdfu,
+    0x3f79b907u,
+    0x3f7ac0c7u,
+    0x3f7be4bau,
+    0x3f7d257du,
+    0x3f7e83b3u,
+};
+
+// The same for double and |t| <= 1/2: relative error of 2^t 2e-17.
+constexpr double kExp2QuotientF64[] = {
+    0x1.62e42fefa39efp-1,
+    0x1.ebfbdff82c598p-3,
+    0x1.c6b08d704a0c2p-5,
+    0x1.3b2ab6fba1ddap-7,
+    0x1.5d87fe78a5276p-10,
+    0x1.430913096fd9fp-13,
+    0x1.ffcbfc670dcd4p-17,
+    0x1.62bfd47773353p-20,
+    0x1.b524fae627834p-24,
+    0x1.e6063f7217bc6p-28,
+    0x1.e9d3fe3952179p-32,
 };
 
 // 2 * 2^t on [-0.5, 0.5]: relative error 2e-17 before rounding.
@@ -29,16 +104,6 @@ constexpr double kTwiceExp2CenteredF64[] = {
     0x1.b524ebd13a55fp-23,
     0x1.e6228acd1c6e5p-27,
     0x1.e9ec1fcb69a7fp-31,
-};
-
-// 2^t on [0.0, 1.0]: relative error 8.2e-08 before rounding.
-constexpr float kExp2PositiveF32[] = {
-    0x1.0000000000000p+0f,
-    0x1.62e4ba0000000p-1f,
-    0x1.ebdb6a0000000p-3f,
-    0x1.c91c100000000p-5f,
-    0x1.277c1c0000000p-7f,
-    0x1.e969120000000p-10f,
 };
 
 // 2^t on [0.0, 1.0]: relative error 1.4e-17 before rounding.

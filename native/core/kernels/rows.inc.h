@@ -1,11 +1,13 @@
 // The two passes over a row whose classes are contiguous: lanes run along the classes.
 // Included by ../kernels.inc.h.
 //
-//   row_sum_exp   (K, sum_v 2^(z_v log2(e) - K)), reading each logit once from memory
-//   row_spread    sum_v c_v (max z - z_v), for label smoothing: no term is negative, so none cancels
-//   row_grad      g_v = factor 2^(z_v log2(e) - K) + offset c_v, the offset for label smoothing alone
+//   row_sum      K and sum_v e_v, e_v = 2^(z_v log2(e) - K), reading each logit once from memory; and keeps e
+//   RowFinish    g_v = factor e_v where e_v >= floor, else 0; plus offset c_v, for label smoothing alone
+//   row_spread   sum_v c_v (max z - z_v), for label smoothing: no term is negative, so none cancels
 //
-// z: V scalars of Storage, any alignment. out may be z. Accuracy: math.inc.h and accumulator.inc.h.
+// z: V scalars of Storage, any alignment. The first pass of one row and the second of another (whose kept
+// exponentials make room) run in one loop: one waits for memory, the other for the ALUs.
+// Accuracy: math.inc.h and accumulator.inc.h.
 
 namespace gce {
 namespace {
@@ -24,69 +26,39 @@ inline Vector minus_infinity() {
   return broadcast(-static_cast<typename Vector::Scalar>(__builtin_inf()));
 }
 
-template <class Vector>
-struct RowSum {
-  typename Vector::Scalar maximum;
-  typename Vector::Scalar reference;
-  PairSum sum;
-};
-
-template <bool kShifted, class Storage, class Vector>
-Vector block_max(const Storage* z, int64_t n, Vector shift) {
+template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
+typename Vector::Scalar row_max(const Storage* z, int64_t n) {
   constexpr int L = Vector::kLanes;
   Vector m[kGroup];
   for (Vector& lane_max : m) lane_max = minus_infinity<Vector>();
   int64_t v = 0;
   for (; v + kGroup * L <= n; v += kGroup * L) {
-    for (int u = 0; u < kGroup; ++u) {
-      m[u] = max(load_shifted<kShifted>(z + v + u * L, shift), m[u]);  // a NaN is passed over
-    }
+    for (int u = 0; u < kGroup; ++u) m[u] = max(load(z + v + u * L), m[u]);  // a NaN is passed over
   }
-  for (; v + L <= n; v += L) m[0] = max(load_shifted<kShifted>(z + v, shift), m[0]);
-  if (v < n) {
-    m[1] = max(load_first_shifted<kShifted>(z + v, n - v, minus_infinity<Vector>(), shift), m[1]);
-  }
-  return max(max(m[0], m[1]), max(m[2], m[3]));
+  for (; v + L <= n; v += L) m[0] = max(load(z + v), m[0]);
+  if (v < n) m[1] = max(load_first(z + v, n - v, minus_infinity<Vector>()), m[1]);
+  return max_of_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
-// Adds the terms of n classes in the order of accumulator.inc.h: whole(v) gives those of classes v to
-// v + L - 1, part(v, k) those of the last k < L, with +0 in the other lanes.
+// Adds the terms of classes [v, end) of a segment in the order of accumulator.inc.h: whole(v) gives those of
+// classes v to v + L - 1, part(v, k) those of the last k < L, with +0 in the other lanes.
 template <class Vector, class Whole, class Part>
-[[gnu::always_inline]] inline void add_classes(int64_t n, Whole whole, Part part,
+[[gnu::always_inline]] inline void add_classes(int64_t v, int64_t end, Whole whole, Part part,
                                                WideSum<Vector>* sums) {
   constexpr int L = Vector::kLanes;
-  int64_t v = 0;
-  for (; v + kGroup * L <= n; v += kGroup * L) {
+  for (; v + kGroup * L <= end; v += kGroup * L) {
     Vector e[kGroup];
     for (int u = 0; u < kGroup; ++u) e[u] = whole(v + u * L);
     sums->add((e[0] + e[1]) + (e[2] + e[3]));
   }
-  if (v == n) return;
+  if (v >= end) return;
   Vector e[kGroup];
   for (int u = 0; u < kGroup; ++u, v += L) {
-    e[u] = v >= n       ? broadcast(static_cast<typename Vector::Scalar>(0))
-           : v + L <= n ? whole(v)
-                        : part(v, n - v);
+    e[u] = v >= end       ? broadcast(static_cast<typename Vector::Scalar>(0))
+           : v + L <= end ? whole(v)
+                        : part(v, end - v);
   }
   sums->add((e[0] + e[1]) + (e[2] + e[3]));
-}
-
-template <bool kShifted, class Storage, class Vector>
-void block_sum_exp(const Storage* z, int64_t n, Vector shift, Vector reference,
-                   WideSum<Vector>* sums) {
-  const auto exponential = [&](Vector x) {
-    return exp2(fused_mul_sub(x, broadcast(Log2E<Vector>::kValue), reference));
-  };
-  add_classes<Vector>(
-      n,
-      [&](int64_t v) {
-        prefetch(z + v + kBlock);  // the next block, while this one keeps the ALUs busy
-        return exponential(load_shifted<kShifted>(z + v, shift));
-      },
-      [&](int64_t v, int64_t k) {
-        return exponential(load_first_shifted<kShifted>(z + v, k, minus_infinity<Vector>(), shift));
-      },
-      sums);
 }
 
 // c (max - z); a class of no weight has none, however far away it is.
@@ -100,14 +72,20 @@ template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
 PairSum row_spread(const Storage* z, int64_t classes, const typename Vector::Scalar* weights,
                    Vector maximum) {
   const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
-  WideSum<Vector> sums;
-  add_classes<Vector>(
-      classes, [&](int64_t v) { return spread_of(load(z + v), maximum, load(weights + v)); },
-      [&](int64_t v, int64_t k) {
-        return spread_of(load_first(z + v, k, zero), maximum, load_first(weights + v, k, zero));
-      },
-      &sums);
-  return sum_of_lanes(sums);
+  PairSum total = {0.0, 0.0};
+  for (int64_t start = 0; start < classes; start += kSegment) {
+    WideSum<Vector> sums;
+    const int64_t end = start + kSegment < classes ? start + kSegment : classes;
+    add_classes<Vector>(
+        start, end,
+        [&](int64_t v) { return spread_of(load(z + v), maximum, load(weights + v)); },
+        [&](int64_t v, int64_t k) {
+          return spread_of(load_first(z + v, k, zero), maximum, load_first(weights + v, k, zero));
+        },
+        &sums);
+    add_pair(&total, sum_of_lanes(sums));
+  }
+  return total;
 }
 
 // The index of the first element of z that equals `value`, which is in it.
@@ -140,70 +118,6 @@ int64_t first_nan(const Storage* z, int64_t n) {
   return -1;
 }
 
-template <bool kShifted, class Storage, class Vector = typename ComputeOf<Storage>::Vector>
-RowSum<Vector> row_sum_exp(const Storage* z, int64_t classes, typename Vector::Scalar shift_by,
-                           int64_t* argmax) {
-  using Scalar = typename Vector::Scalar;
-  const Vector shift = broadcast(shift_by);
-  WideSum<Vector> sums;
-  Scalar maximum = -static_cast<Scalar>(__builtin_inf());
-  Vector reference = broadcast(static_cast<Scalar>(kNoReference));
-  for (int64_t start = 0; start < classes; start += kBlock) {
-    const int64_t n = classes - start < kBlock ? classes - start : kBlock;
-    const Scalar of_block = max_of_lanes(block_max<kShifted>(z + start, n, shift));
-    if (of_block > maximum || start == 0) {
-      if (argmax != nullptr && of_block > maximum) {
-        *argmax = start + first_equal(z + start, n, broadcast(of_block));
-      }
-      maximum = of_block > maximum ? of_block : maximum;
-      const Vector larger = reference_exponent(broadcast(maximum));
-      if (start > 0) sums.scale_by(exp2(reference - larger));
-      reference = larger;
-    }
-    block_sum_exp<kShifted>(z + start, n, shift, reference, &sums);
-  }
-  return {maximum, first_lane(reference), sum_of_lanes(sums)};
-}
-
-// First pass over one row of the tile; a row with an unusual maximum is read again, shifted by it.
-template <class Storage>
-void row_stats(const Storage* z, int64_t classes, bool want_argmax, int64_t r,
-               Tile<Storage>* tile) {
-  using Vector = typename Tile<Storage>::Vector;
-  using Scalar = typename Tile<Storage>::Scalar;
-  tile->argmax[r] = 0;
-  tile->shift[r] = 0;
-  RowSum<Vector> row =
-      row_sum_exp<false>(z, classes, Scalar(0), want_argmax ? &tile->argmax[r] : nullptr);
-  if (!is_unshifted_range(row.maximum)) {
-    tile->shift[r] = row.maximum;
-    row = row_sum_exp<true>(z, classes, row.maximum, nullptr);
-  }
-  tile->maximum[r] = tile->shift[r] != 0 ? tile->shift[r] : row.maximum;
-  tile->reference[r] = row.reference;
-  tile->sum_high[r] = row.sum.high;
-  tile->sum_low[r] = row.sum.low;
-  if (want_argmax && row.sum.high != row.sum.high) {
-    const int64_t nan = first_nan(z, classes);
-    if (nan >= 0) tile->argmax[r] = nan;
-  }
-}
-
-template <class Vector>
-struct GradTerms {
-  Vector shift;
-  Vector reference;
-  Vector factor;
-  Vector floor;
-  Vector offset;
-};
-
-template <class Vector>
-[[gnu::always_inline]] inline Vector grad_of(Vector z, const GradTerms<Vector>& terms) {
-  const Vector x = fused_mul_sub(z, broadcast(Log2E<Vector>::kValue), terms.reference);
-  return exp2(x, terms.floor) * terms.factor;
-}
-
 // The gradient's additions of one row: none, or label smoothing's.
 struct NoOffset {
   template <class Vector>
@@ -228,80 +142,243 @@ struct WeightedOffset {
   }
 };
 
-template <bool kShifted, bool kStream, class Storage, class Vector, class Offset>
-void row_grad(const Storage* z, int64_t classes, const GradTerms<Vector>& terms,
-              const Offset& offset, Storage* out) {
-  constexpr int L = Vector::kLanes;
-  const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
-  const auto whole = [&](int64_t v) {
-    return offset.add(grad_of(load_shifted<kShifted>(z + v, terms.shift), terms), v, terms.offset);
-  };
-  const auto first = [&](int64_t v, int64_t n) {
-    const Vector x = load_first_shifted<kShifted>(z + v, n, zero, terms.shift);
-    return offset.add_first(grad_of(x, terms), v, n, terms.offset);
-  };
-  int64_t v = 0;
-  if (kStream) {  // up to the first whole vector of aligned memory
-    const uintptr_t size = L * sizeof(Storage);
-    const uintptr_t past = reinterpret_cast<uintptr_t>(out) % size;
-    v = past == 0 ? 0 : static_cast<int64_t>((size - past) / sizeof(Storage));  // < L <= classes
-    if (v > 0) store_first(out, first(0, v), v);
+// The second pass of one row, piecewise: from the exponentials that its first pass kept to its gradient. Where it
+// streams, whole(v) starts at the first vector of aligned memory, `lead` classes into the row.
+template <bool kStream, class Storage, class Offset>
+class RowFinish {
+ public:
+  using Vector = typename ComputeOf<Storage>::Vector;
+  using Scalar = typename Vector::Scalar;
+
+  RowFinish(const Scalar* kept, const Offset& offset, int64_t r, const Tile<Storage>& tile,
+            int64_t classes)
+      : kept_(kept),
+        out_(reinterpret_cast<Storage*>(tile.grad[r])),
+        classes_(classes),
+        factor_(broadcast(tile.grad_factor[r])),
+        floor_(broadcast(tile.grad_floor[r])),
+        offset_of_row_(broadcast(tile.grad_offset[r])),
+        offset_(offset) {
+    if (!kStream) return;
+    const uintptr_t past = reinterpret_cast<uintptr_t>(out_) % (L * sizeof(Storage));
+    lead_ = static_cast<int64_t>((L * sizeof(Storage) - past) / sizeof(Storage)) % L;
   }
-  for (; v + kGroup * L <= classes; v += kGroup * L) {
-    Vector g[kGroup];
-    for (int u = 0; u < kGroup; ++u) g[u] = whole(v + u * L);
-    for (int u = 0; u < kGroup; ++u) {
-      if (kStream) {
-        stream(out + v + u * L, g[u]);
-      } else {
-        store(out + v + u * L, g[u]);
-      }
+
+  void begin() const {
+    if (lead_ > 0) part(0, lead_ < classes_ ? lead_ : classes_);
+  }
+  // How far a loop may call whole(v) for v, v + L, ... + 3 L.
+  int64_t end() const { return classes_ - lead_; }
+  [[gnu::always_inline]] void whole(int64_t v) const {
+    const Vector g = offset_.add(grad(load(kept_ + lead_ + v)), lead_ + v, offset_of_row_);
+    if (kStream) {
+      stream(out_ + lead_ + v, g);
+    } else {
+      store(out_ + v, g);
     }
   }
-  for (; v + L <= classes; v += L) store(out + v, whole(v));
-  if (v < classes) store_first(out + v, first(v, classes - v), classes - v);
-}
-
-template <class Storage, class Vector, class Offset>
-void row_grad_at(const Storage* z, int64_t classes, bool is_shifted, bool may_stream,
-                 const GradTerms<Vector>& terms, const Offset& offset, Storage* out) {
-  const bool aligned = reinterpret_cast<uintptr_t>(out) % sizeof(Storage) == 0;
-  if (is_shifted) {
-    row_grad<true, false>(z, classes, terms, offset, out);
-  } else if (may_stream && aligned && classes >= 2 * kBlock) {
-    row_grad<false, true>(z, classes, terms, offset, out);
-  } else {
-    row_grad<false, false>(z, classes, terms, offset, out);
+  void rest(int64_t v) const {
+    for (; v + L <= end(); v += L) whole(v);
+    if (v < end()) part(lead_ + v, end() - v);
   }
+
+ private:
+  static constexpr int L = Vector::kLanes;
+
+  Vector grad(Vector e) const { return keep(e * factor_, not_less(e, floor_)); }
+  void part(int64_t v, int64_t n) const {
+    const Vector e = load_first(kept_ + v, n, broadcast(static_cast<Scalar>(0)));
+    store_first(out_ + v, offset_.add_first(grad(e), v, n, offset_of_row_), n);
+  }
+
+  const Scalar* kept_;
+  Storage* out_;
+  int64_t classes_;
+  Vector factor_;
+  Vector floor_;
+  Vector offset_of_row_;
+  Offset offset_;
+  int64_t lead_ = 0;
+};
+
+struct NothingToFinish {
+  void begin() const {}
+  int64_t end() const { return INT64_MAX; }
+  void whole(int64_t) const {}
+  void rest(int64_t) const {}
+};
+
+constexpr int64_t kPrefetchBytes = 4096;
+
+// The first pass over a row; its loops' state stays in registers. The exponentials go to `kept`, or if kKeep is not
+// set nowhere.
+template <bool kShifted, bool kKeep, class Storage>
+class RowPass {
+ public:
+  using Vector = typename ComputeOf<Storage>::Vector;
+  using Scalar = typename Vector::Scalar;
+  static constexpr int L = Vector::kLanes;
+
+  [[gnu::always_inline]] RowPass(const Storage* z, Vector shift, Vector reference, Scalar* kept)
+      : z_(z), kept_(kept), shift_(shift), exponent_(reference) {}
+
+  // Classes v to v + 4 L - 1. `finish` reads from `kept` before that is overwritten.
+  template <class Finish>
+  [[gnu::always_inline]] void group(int64_t v, const Finish& finish) {
+    Vector e[kGroup];
+    for (int u = 0; u < kGroup; ++u) {
+      prefetch(reinterpret_cast<const char*>(z_ + v + u * L) + kPrefetchBytes);
+      e[u] = load_shifted<kShifted>(z_ + v + u * L, shift_);
+    }
+    exponentials<kGroup>(e, exponent_, &largest_, e);
+    for (int u = 0; u < kGroup; ++u) finish.whole(v + u * L);
+    for (int u = 0; u < kGroup && kKeep; ++u) store(kept_ + v + u * L, e[u]);
+    sums_.add((e[0] + e[1]) + (e[2] + e[3]));
+  }
+  // The last group of a segment, of n < 4 L classes.
+  [[gnu::always_inline]] void part_of_group(int64_t v, int64_t n) {
+    Vector e[kGroup];
+    for (Vector& vector : e) {
+      vector = n >= L  ? whole(v)
+               : n > 0 ? part(v, n)
+                       : broadcast(static_cast<Scalar>(0));
+      v += L;
+      n -= L;
+    }
+    sums_.add((e[0] + e[1]) + (e[2] + e[3]));
+  }
+  [[gnu::always_inline]] void end_segment() {
+    add_pair(&total_, sum_of_lanes(sums_));
+    sums_ = WideSum<Vector>();
+  }
+
+  const PairSum& total() const { return total_; }
+  bool exceeds() const { return gce::exceeds(largest_); }
+
+ private:
+  [[gnu::always_inline]] Vector whole(int64_t v) {
+    const Vector e = exponential(load_shifted<kShifted>(z_ + v, shift_), exponent_, &largest_);
+    if (kKeep) store(kept_ + v, e);
+    return e;
+  }
+  [[gnu::always_inline]] Vector part(int64_t v, int64_t n) {
+    const Vector z = load_first_shifted<kShifted>(z_ + v, n, minus_infinity<Vector>(), shift_);
+    const Vector e = exponential(z, exponent_, &largest_);
+    if (kKeep) store_first(kept_ + v, e, n);
+    return keep_first(e, n);
+  }
+
+  const Storage* z_;
+  Scalar* kept_;
+  Vector shift_;
+  Exponent<Vector> exponent_;
+  Vector largest_ = broadcast(ExponentRange<Vector>::kMagic);
+  WideSum<Vector> sums_;
+  PairSum total_ = {0.0, 0.0};
+};
+
+// Whether a logit was too large for the reference; else the sum of the row's exponentials. `finish` is another row's.
+template <bool kShifted, bool kKeep, class Storage, class Vector, class Finish>
+[[gnu::always_inline]] inline bool row_pass(const Storage* z, int64_t classes, Vector shift,
+                                            Vector reference, typename Vector::Scalar* kept,
+                                            const Finish& finish_of, PairSum* total) {
+  constexpr int kClasses = kGroup * Vector::kLanes;  // of a group
+  const Finish finish = finish_of;                   // a copy of its own stays in registers
+  RowPass<kShifted, kKeep, Storage> pass(z, shift, reference, kept);
+  finish.begin();
+  bool finished = false;
+  for (int64_t v = 0; v < classes;) {
+    const int64_t end = v + kSegment < classes ? v + kSegment : classes;
+    const int64_t both = finished ? 0 : finish.end() < end ? finish.end() : end;
+    for (; v + kClasses <= both; v += kClasses) pass.group(v, finish);
+    if (v < end && !finished) {
+      finish.rest(v);
+      finished = true;
+    }
+    for (; v + kClasses <= end; v += kClasses) pass.group(v, NothingToFinish());
+    if (v < end) pass.part_of_group(v, end - v);
+    v = end;
+    pass.end_segment();
+  }
+  if (!finished) finish.rest(classes);
+  *total = pass.total();
+  return pass.exceeds();
 }
 
-// Second pass over one row of the tile. weights: those of label smoothing, or null.
-template <class Storage>
-void row_grad_of_tile(const Storage* z, int64_t classes,
-                      const typename Tile<Storage>::Scalar* weights, bool may_stream, int64_t r,
-                      const Tile<Storage>& tile, Storage* out) {
+// What the first pass found of row r; `kept` as in row_pass.
+template <bool kKeep, class Storage, class Finish>
+void row_sum(const Storage* z, int64_t classes, int64_t r, typename Tile<Storage>::Scalar* kept,
+             const Finish& finish, Tile<Storage>* tile) {
   using Vector = typename Tile<Storage>::Vector;
   using Scalar = typename Tile<Storage>::Scalar;
-  char* const bytes = reinterpret_cast<char*>(out);
-  if (tile.ignored(r)) {
-    memset(bytes, 0, static_cast<size_t>(classes) * sizeof(Storage));
-    return;
-  }
-  if (tile.is_nan(r)) {
-    const int64_t size = static_cast<int64_t>(sizeof(Storage));
-    for (int64_t v = 0; v < classes; ++v) write(bytes + v * size, tile.target_grad[r]);
-    return;
-  }
-  const GradTerms<Vector> terms = {broadcast(tile.shift[r]), broadcast(tile.reference[r]),
-                                   broadcast(tile.grad_factor[r]), broadcast(tile.grad_floor[r]),
-                                   broadcast(tile.grad_offset[r])};
-  const bool is_shifted = tile.shift[r] != 0;
-  if (weights == nullptr) {
-    row_grad_at(z, classes, is_shifted, may_stream, terms, NoOffset(), out);
+  const NothingToFinish nothing;
+  const Vector zero = broadcast(Scalar(0));
+  PairSum sum;
+  Scalar shift = 0;
+  Vector reference = zero;
+  const Scalar probe = row_max(z, classes < kProbe ? classes : kProbe);
+  bool again = !is_usual_maximum<Vector>(probe);
+  if (again) {
+    finish.begin();
+    finish.rest(0);
   } else {
-    row_grad_at(z, classes, is_shifted, may_stream, terms, WeightedOffset<Scalar>{weights}, out);
+    reference = reference_exponent(broadcast(probe));
+    again = row_pass<false, kKeep>(z, classes, zero, reference, kept, finish, &sum);
   }
-  write(bytes + tile.target[r] * static_cast<int64_t>(sizeof(Storage)), tile.target_grad[r]);
+  if (again) {
+    const Scalar maximum = row_max(z, classes);
+    if (is_usual_maximum<Vector>(maximum)) {
+      reference = reference_exponent(broadcast(maximum));
+      row_pass<false, kKeep>(z, classes, zero, reference, kept, nothing, &sum);
+    } else {
+      shift = maximum;
+      reference = zero;
+      row_pass<true, kKeep>(z, classes, broadcast(shift), reference, kept, nothing, &sum);
+    }
+  }
+  tile->shift[r] = shift;
+  tile->reference[r] = first_lane(reference);
+  tile->sum_high[r] = sum.high;
+  tile->sum_low[r] = sum.low;
+}
+
+// The row's maximum and the index of the first one, or of the first NaN.
+template <class Storage>
+void row_extremes(const Storage* z, int64_t classes, int64_t r, Tile<Storage>* tile) {
+  const auto maximum = row_max(z, classes);
+  tile->maximum[r] = maximum;
+  tile->argmax[r] = first_equal(z, classes, broadcast(maximum));
+  if (tile->sum_high[r] != tile->sum_high[r]) {
+    const int64_t nan = first_nan(z, classes);
+    if (nan >= 0) tile->argmax[r] = nan;
+  }
+}
+
+// The gradient of a row that is ignored or NaN; false for any other.
+template <class Storage>
+bool finish_special_row(int64_t classes, int64_t r, const Tile<Storage>& tile) {
+  if (tile.ignored(r)) {
+    memset(tile.grad[r], 0, static_cast<size_t>(classes) * sizeof(Storage));
+    return true;
+  }
+  if (!tile.is_nan(r)) return false;
+  const int64_t size = static_cast<int64_t>(sizeof(Storage));
+  for (int64_t v = 0; v < classes; ++v) write(tile.grad[r] + v * size, tile.target_grad[r]);
+  return true;
+}
+
+// Brings the exponentials of a row whose sum is huge down by grad_scale, so that its factor is no subnormal.
+template <class Storage>
+void scale_kept(int64_t classes, int64_t r, typename Tile<Storage>::Scalar* kept,
+                Tile<Storage>* tile) {
+  using Vector = typename Tile<Storage>::Vector;
+  const Vector scale = broadcast(tile->grad_scale[r]);
+  const Vector floor = broadcast(tile->grad_floor[r]);
+  for (int64_t v = 0; v < classes; v += Vector::kLanes) {  // `kept` has room for whole vectors
+    const Vector e = load(kept + v);
+    store(kept + v, keep(e * scale, not_less(e, floor)));
+  }
+  tile->grad_floor[r] *= tile->grad_scale[r];
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct Tile {
   int64_t rows;
 
   // from load_tile
-  const char* logits[kSize];
+  char* logits[kSize];
   char* grad[kSize];
   int64_t target[kSize];  // -1: ignored
   double gamma[kSize];
@@ -26,8 +26,8 @@ struct Tile {
   double upstream[kSize];  // grad_output
   Storage target_logit[kSize];
 
-  // from the first pass: sum_v 2^((z_v - shift) log2(e) - reference) = sum_high + sum_low
-  Scalar maximum[kSize];
+  // from the first pass: sum_v e_v = sum_high + sum_low, e_v = 2^((z_v - shift) log2(e) - reference)
+  Scalar maximum[kSize];  // for label smoothing and argmax
   Scalar shift[kSize];
   Scalar reference[kSize];
   double sum_high[kSize];
@@ -36,15 +36,19 @@ struct Tile {
   double spread_low[kSize];
   int64_t argmax[kSize];
 
-  // from the epilogue: grad_v = grad_factor 2^(...) as above where the exponent is at least grad_floor,
-  // else 0; plus grad_offset c_v with label smoothing; but target_grad at the target
+  // from the epilogue: with e'_v = grad_scale e_v, grad_v = grad_factor e'_v where e_v >= grad_floor, else 0; plus
+  // grad_offset c_v with label smoothing; but target_grad at the target
   double loss[kSize];
   double target_log_prob[kSize];
   double logsumexp[kSize];
   Scalar grad_factor[kSize];
+  Scalar grad_scale[kSize];
   Scalar grad_floor[kSize];
   Scalar grad_offset[kSize];
+  Scalar target_class[kSize];  // the target, for a lane to compare
+  Scalar target_grad_wide[kSize];
   Storage target_grad[kSize];
+  bool has_nan;  // some row's sum is NaN
 
   // The arrays are padded to whole vectors: every lane must hold a number from the start.
   Tile() { memset(static_cast<void*>(this), 0, sizeof(*this)); }
@@ -161,7 +165,7 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   read_option(cursor, kSampleWeight, 1.0, n, tile->row_weight + at);
   read_option(cursor, kGradOutput, 1.0, n, tile->upstream + at);
 
-  const char* logits = cursor.pointer(kLogits);
+  char* const logits = cursor.pointer(kLogits);
   const int64_t stride = cursor.stride(kLogits);
   for (int64_t r = 0; r < n; ++r) {
     int64_t& target = tile->target[at + r];

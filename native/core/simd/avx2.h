@@ -43,6 +43,12 @@ inline F32 fused_mul_sub(F32 a, F32 b, F32 c) { return {_mm256_fmsub_ps(a.v, b.v
 inline F64 fused_mul_sub(F64 a, F64 b, F64 c) { return {_mm256_fmsub_pd(a.v, b.v, c.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F64 max(F64 a, F64 b) { return {_mm256_max_pd(a.v, b.v)}; }
+// Of positive numbers, whose order is that of their bits; integers have more ports.
+inline F32 max_positive(F32 a, F32 b) {
+  return {_mm256_castsi256_ps(
+      _mm256_max_epi32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
+}
+inline F64 max_positive(F64 a, F64 b) { return max(a, b); }
 inline F32 ceil(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)}; }
 inline F64 ceil(F64 a) { return {_mm256_round_pd(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)}; }
 
@@ -91,8 +97,14 @@ inline __m256i first_of_8(int64_t n) {
 inline __m256i first_of_4(int64_t n) {
   return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
-inline F32 keep_first(F32 x, int64_t n, F32 fill) {
+inline F32 fill_after(F32 x, int64_t n, F32 fill) {
   return {_mm256_blendv_ps(fill.v, x.v, _mm256_castsi256_ps(first_of_8(n)))};
+}
+inline F32 keep_first(F32 x, int64_t n) {
+  return {_mm256_and_ps(x.v, _mm256_castsi256_ps(first_of_8(n)))};
+}
+inline F64 keep_first(F64 x, int64_t n) {
+  return {_mm256_and_pd(x.v, _mm256_castsi256_pd(first_of_4(n)))};
 }
 // n < 8 elements of 2 bytes, without a call of memcpy.
 inline void copy_first(char* to, const char* from, int64_t n) {
@@ -109,17 +121,17 @@ inline __m128i load_first_16_bit(const void* p, int64_t n) {
 }
 
 inline F32 load_first(const float* p, int64_t n, F32 fill) {
-  return keep_first({_mm256_maskload_ps(p, first_of_8(n))}, n, fill);
+  return fill_after({_mm256_maskload_ps(p, first_of_8(n))}, n, fill);
 }
 inline F64 load_first(const double* p, int64_t n, F64 fill) {
   const __m256i mask = first_of_4(n);
   return {_mm256_blendv_pd(fill.v, _mm256_maskload_pd(p, mask), _mm256_castsi256_pd(mask))};
 }
 inline F32 load_first(const Float16* p, int64_t n, F32 fill) {
-  return keep_first(float16_to_float(load_first_16_bit(p, n)), n, fill);
+  return fill_after(float16_to_float(load_first_16_bit(p, n)), n, fill);
 }
 inline F32 load_first(const BFloat16* p, int64_t n, F32 fill) {
-  return keep_first(bfloat16_to_float(load_first_16_bit(p, n)), n, fill);
+  return fill_after(bfloat16_to_float(load_first_16_bit(p, n)), n, fill);
 }
 
 inline __m128i to_float16(F32 x) {
@@ -164,15 +176,56 @@ inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), 
 // --- conversion ----------------------------------------------------------------------------------
 inline F64 widen_low(F32 x) { return {_mm256_cvtps_pd(_mm256_castps256_ps128(x.v))}; }
 inline F64 widen_high(F32 x) { return {_mm256_cvtps_pd(_mm256_extractf128_ps(x.v, 1))}; }
+inline F64 widen_folded(F32 x) {
+  return {_mm256_cvtps_pd(_mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1)))};
+}
 inline F32 narrow(F64 low, F64 high) {
   return {_mm256_set_m128(_mm256_cvtpd_ps(high.v), _mm256_cvtpd_ps(low.v))};
 }
 
-// --- powers of two -------------------------------------------------------------------------------
-inline F32 power_of_two(F32 shifted) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23))};
+// --- transposition -------------------------------------------------------------------------------
+inline void transpose(F32* rows) {
+  __m256 a[8];
+  __m256 b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {  // b[i + k]: column k of rows i to i + 3, in each 128-bit half
+    for (int k = 0; k < 2; ++k) {
+      const __m256d low = _mm256_castps_pd(a[i + k]);
+      const __m256d high = _mm256_castps_pd(a[i + 2 + k]);
+      b[i + 2 * k] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+      b[i + 2 * k + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+    }
+  }
+  for (int k = 0; k < 4; ++k) {
+    rows[k].v = _mm256_permute2f128_ps(b[k], b[k + 4], 0x20);
+    rows[k + 4].v = _mm256_permute2f128_ps(b[k], b[k + 4], 0x31);
+  }
 }
-inline F64 power_of_two(F64 shifted) {
+inline void transpose(F64* rows) {
+  __m256d a[4];
+  for (int i = 0; i < 4; i += 2) {
+    a[i] = _mm256_unpacklo_pd(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm256_unpackhi_pd(rows[i].v, rows[i + 1].v);
+  }
+  for (int k = 0; k < 2; ++k) {
+    rows[k].v = _mm256_permute2f128_pd(a[k], a[k + 2], 0x20);
+    rows[k + 2].v = _mm256_permute2f128_pd(a[k], a[k + 2], 0x31);
+  }
+}
+
+// --- powers of two -------------------------------------------------------------------------------
+constexpr int kExp2Bits = 3;
+constexpr float kPowerMagic32 = 0x1.8p20f;
+inline F32 power(F32 shifted, const uint32_t* table) {
+  const __m256i bits = _mm256_castps_si256(shifted.v);
+  const __m256i entries = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
+  const __m256i fraction = _mm256_permutevar8x32_epi32(entries, bits);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(fraction, _mm256_slli_epi32(bits, 20)))};
+}
+inline F64 power(F64 shifted) {
   return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52))};
 }
 inline F32 keep(F32 x, Mask32 mask) { return {_mm256_and_ps(x.v, mask.m)}; }

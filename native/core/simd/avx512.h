@@ -49,6 +49,15 @@ inline F32 fused_mul_sub(F32 a, F32 b, F32 c) { return {_mm512_fmsub_ps(a.v, b.v
 inline F64 fused_mul_sub(F64 a, F64 b, F64 c) { return {_mm512_fmsub_pd(a.v, b.v, c.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F64 max(F64 a, F64 b) { return {_mm512_max_pd(a.v, b.v)}; }
+// Of positive numbers, whose order is that of their bits; integers have more ports.
+inline F32 max_positive(F32 a, F32 b) {
+  return {_mm512_castsi512_ps(
+      _mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+inline F64 max_positive(F64 a, F64 b) {
+  return {_mm512_castsi512_pd(
+      _mm512_max_epi64(_mm512_castpd_si512(a.v), _mm512_castpd_si512(b.v)))};
+}
 inline F32 ceil(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | 8)}; }
 inline F64 ceil(F64 a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_POS_INF | 8)}; }
 
@@ -61,6 +70,8 @@ inline Mask32 not_less(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP
 inline Mask64 not_less(F64 a, F64 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_NLT_UQ)}; }
 inline F32 select(Mask32 m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
 inline F64 select(Mask64 m, F64 yes, F64 no) { return {_mm512_mask_blend_pd(m.m, no.v, yes.v)}; }
+inline F32 keep(F32 x, Mask32 m) { return {_mm512_maskz_mov_ps(m.m, x.v)}; }
+inline F64 keep(F64 x, Mask64 m) { return {_mm512_maskz_mov_pd(m.m, x.v)}; }
 inline bool any(Mask32 m) { return m.m != 0; }
 inline bool any(Mask64 m) { return m.m != 0; }
 inline bool all(Mask32 m) { return m.m == 0xffff; }
@@ -100,6 +111,9 @@ inline F32 load_first(const BFloat16* p, int64_t n, F32 fill) {
   const F32 all = bits_to_float(_mm256_maskz_loadu_epi16(first16(n), p));
   return {_mm512_mask_blend_ps(first16(n), fill.v, all.v)};
 }
+
+inline F32 keep_first(F32 x, int64_t n) { return {_mm512_maskz_mov_ps(first16(n), x.v)}; }
+inline F64 keep_first(F64 x, int64_t n) { return {_mm512_maskz_mov_pd(first8(n), x.v)}; }
 
 inline __m256i to_float16(F32 x) {
   return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -144,27 +158,82 @@ inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), 
 // --- conversion ----------------------------------------------------------------------------------
 inline F64 widen_low(F32 x) { return {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v))}; }
 inline F64 widen_high(F32 x) { return {_mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1))}; }
+inline F64 widen_folded(F32 x) {
+  return {_mm512_cvtps_pd(
+      _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1)))};
+}
 inline F32 narrow(F64 low, F64 high) {
   return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low.v)),
                              _mm512_cvtpd_ps(high.v), 1)};
 }
 
+// --- transposition -------------------------------------------------------------------------------
+// Pairs of neighbouring rows, then pairs of pairs, and so on; each step in all rows' own 128-bit parts, or of such parts.
+inline void transpose(F32* rows) {
+  __m512 a[16];
+  __m512 b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {  // b[i + k]: column k of rows i to i + 3, in each 128-bit part
+    for (int k = 0; k < 2; ++k) {
+      const __m512d low = _mm512_castps_pd(a[i + k]);
+      const __m512d high = _mm512_castps_pd(a[i + 2 + k]);
+      b[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      b[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+  for (int k = 0; k < 4; ++k) {
+    const __m512 even_low = _mm512_shuffle_f32x4(b[k], b[k + 4], 0x88);
+    const __m512 odd_low = _mm512_shuffle_f32x4(b[k], b[k + 4], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(b[k + 8], b[k + 12], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(b[k + 8], b[k + 12], 0xdd);
+    rows[k].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    rows[k + 4].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[k + 8].v = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    rows[k + 12].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+inline void transpose(F64* rows) {
+  __m512d a[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm512_unpacklo_pd(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_pd(rows[i].v, rows[i + 1].v);
+  }
+  for (int k = 0; k < 2; ++k) {
+    const __m512d even_low = _mm512_shuffle_f64x2(a[k], a[k + 2], 0x88);
+    const __m512d odd_low = _mm512_shuffle_f64x2(a[k], a[k + 2], 0xdd);
+    const __m512d even_high = _mm512_shuffle_f64x2(a[k + 4], a[k + 6], 0x88);
+    const __m512d odd_high = _mm512_shuffle_f64x2(a[k + 4], a[k + 6], 0xdd);
+    rows[k].v = _mm512_shuffle_f64x2(even_low, even_high, 0x88);
+    rows[k + 2].v = _mm512_shuffle_f64x2(odd_low, odd_high, 0x88);
+    rows[k + 4].v = _mm512_shuffle_f64x2(even_low, even_high, 0xdd);
+    rows[k + 6].v = _mm512_shuffle_f64x2(odd_low, odd_high, 0xdd);
+  }
+}
+
 // --- powers of two -------------------------------------------------------------------------------
+constexpr int kExp2Bits = 5;
+constexpr float kPowerMagic32 = 0x1.8p18f;
+constexpr double kPowerMagic64 = 0x1.8p52 + 1023.0;
+inline F32 power(F32 shifted, const uint32_t* table) {
+  const __m512i bits = _mm512_castps_si512(shifted.v);
+  const __m512i fraction =
+      _mm512_permutex2var_epi32(_mm512_loadu_si512(table), bits, _mm512_loadu_si512(table + 16));
+  return {_mm512_castsi512_ps(_mm512_add_epi32(fraction, _mm512_slli_epi32(bits, 18)))};
+}
+inline F64 power(F64 shifted) {
+  return {_mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted.v), 52))};
+}
+
 // x = n + t with t in [0, 1); vreduce and vscalef need no clamp and let -inf and NaN pass.
 constexpr bool kFractionIsPositive = true;
-struct Split32 {
-  F32 fraction;
-  F32 exponent;
-};
 struct Split64 {
   F64 fraction;
   F64 exponent;
 };
-inline Split32 split(F32 x) { return {{_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | 8)}, x}; }
 inline Split64 split(F64 x) { return {{_mm512_reduce_pd(x.v, _MM_FROUND_TO_NEG_INF | 8)}, x}; }
-inline F32 scale(F32 x, Split32 s, Mask32 alive) {
-  return {_mm512_maskz_scalef_ps(alive.m, x.v, s.exponent.v)};
-}
 inline F64 scale(F64 x, Split64 s, Mask64 alive) {
   return {_mm512_maskz_scalef_pd(alive.m, x.v, s.exponent.v)};
 }

@@ -78,6 +78,8 @@ inline bool all(Mask32 m) {
 }
 inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
 inline F64 max(F64 a, F64 b) { return {a.v > b.v ? a.v : b.v}; }
+inline F32 max_positive(F32 a, F32 b) { return max(a, b); }
+inline F64 max_positive(F64 a, F64 b) { return max(a, b); }
 inline float first_lane(F32 a) { return a.v[0]; }
 inline double first_lane(F64 a) { return a.v[0]; }
 inline double max_of_lanes(F64 a) { return a.v[0] > a.v[1] ? a.v[0] : a.v[1]; }
@@ -107,6 +109,9 @@ inline F64 widen_low(F32 x) {
 inline F64 widen_high(F32 x) {
   const DoubleX4 all = __builtin_convertvector(x.v, DoubleX4);
   return {__builtin_shufflevector(all, all, 2, 3)};
+}
+inline F64 widen_folded(F32 x) {
+  return widen_low({x.v + __builtin_shufflevector(x.v, x.v, 2, 3, 0, 1)});
 }
 inline F32 narrow(F64 low, F64 high) {
   const DoubleX4 all = __builtin_shufflevector(low.v, high.v, 0, 1, 2, 3);
@@ -187,8 +192,10 @@ inline Mask32 first_of_4(int64_t n) {
 }
 
 // --- powers of two -------------------------------------------------------------------------------
-inline F32 power_of_two(F32 shifted) { return from_bits(bits_of(shifted) << 23); }
-inline F64 power_of_two(F64 shifted) {
+constexpr int kExp2Bits = 0;
+constexpr float kPowerMagic32 = 0x1.8p23f + 127.0f;
+inline F32 power(F32 shifted, const uint32_t*) { return from_bits(bits_of(shifted) << 23); }
+inline F64 power(F64 shifted) {
   return {reinterpret_cast<DoubleX2>(reinterpret_cast<UInt64X2>(shifted.v) << 52)};
 }
 inline F32 keep(F32 x, Mask32 mask) { return from_bits(bits_of(x) & bits_of(mask)); }

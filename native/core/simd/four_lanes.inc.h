@@ -40,6 +40,13 @@ inline F64 load_first(const double* p, int64_t n, F64 fill) {
   return fill;
 }
 
+inline F32 keep_first(F32 x, int64_t n) { return keep(x, first_of_4(n)); }
+inline F64 keep_first(F64 x, int64_t n) {
+  F64 kept = broadcast(0.0);
+  if (n > 0) memcpy(&kept.v, &x.v, sizeof(double));
+  return kept;
+}
+
 inline void store(float* p, F32 x) { memcpy(static_cast<void*>(p), &x.v, sizeof(x.v)); }
 inline void store(double* p, F64 x) { memcpy(static_cast<void*>(p), &x.v, sizeof(x.v)); }
 inline void store(Float16* p, F32 x) {
@@ -58,6 +65,22 @@ inline void store_first(Element* p, F32 x, int64_t n) {
 }
 inline void store_first(double* p, F64 x, int64_t n) {
   if (n > 0) memcpy(p, &x.v, sizeof(double));
+}
+inline void transpose(F32* rows) {
+  float lanes[4][4];
+  for (int i = 0; i < 4; ++i) store(lanes[i], rows[i]);
+  for (int i = 0; i < 4; ++i) {
+    const float column[4] = {lanes[0][i], lanes[1][i], lanes[2][i], lanes[3][i]};
+    rows[i] = load(column);
+  }
+}
+inline void transpose(F64* rows) {
+  double lanes[2][2];
+  for (int i = 0; i < 2; ++i) store(lanes[i], rows[i]);
+  for (int i = 0; i < 2; ++i) {
+    const double column[2] = {lanes[0][i], lanes[1][i]};
+    rows[i] = load(column);
+  }
 }
 // Plain stores: the compilers offer no portable way past the caches, and none for AArch64's STNP.
 template <class Element, class Vector>

@@ -63,6 +63,8 @@ inline bool all(Mask64 m) { return vminvq_u32(vreinterpretq_u32_u64(m.m)) != 0; 
 // Neither vmaxq (NaN if either is) nor vmaxnmq (the number, if one is) gives b where either is NaN.
 inline F32 max(F32 a, F32 b) { return select(b < a, a, b); }
 inline F64 max(F64 a, F64 b) { return select(b < a, a, b); }
+inline F32 max_positive(F32 a, F32 b) { return {vmaxq_f32(a.v, b.v)}; }
+inline F64 max_positive(F64 a, F64 b) { return {vmaxq_f64(a.v, b.v)}; }
 inline float max_of_lanes(F32 a) { return vmaxvq_f32(a.v); }
 inline double max_of_lanes(F64 a) { return vmaxvq_f64(a.v); }
 inline float first_lane(F32 a) { return vgetq_lane_f32(a.v, 0); }
@@ -99,13 +101,18 @@ inline Mask32 first_of_4(int64_t n) {
 // --- conversion ----------------------------------------------------------------------------------
 inline F64 widen_low(F32 x) { return {vcvt_f64_f32(vget_low_f32(x.v))}; }
 inline F64 widen_high(F32 x) { return {vcvt_high_f64_f32(x.v)}; }
+inline F64 widen_folded(F32 x) {
+  return {vcvt_f64_f32(vadd_f32(vget_low_f32(x.v), vget_high_f32(x.v)))};
+}
 inline F32 narrow(F64 low, F64 high) { return {vcvt_high_f32_f64(vcvt_f32_f64(low.v), high.v)}; }
 
 // --- powers of two -------------------------------------------------------------------------------
-inline F32 power_of_two(F32 shifted) {
+constexpr int kExp2Bits = 0;
+constexpr float kPowerMagic32 = 0x1.8p23f + 127.0f;
+inline F32 power(F32 shifted, const uint32_t*) {
   return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted.v), 23))};
 }
-inline F64 power_of_two(F64 shifted) {
+inline F64 power(F64 shifted) {
   return {vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(shifted.v), 52))};
 }
 inline F32 keep(F32 x, Mask32 mask) {
