@@ -33,6 +33,8 @@ enum RowArrayId {
 struct RowArray {
   char* data;  // null: absent
   int32_t dtype;
+  bool varies;      // over the rows
+  double constant;  // of options that do not: their value
   int64_t strides[GCE_MAX_NDIM];  // bytes, one for each of RowProblem::shape; 0 where broadcast
 };
 

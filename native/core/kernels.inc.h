@@ -23,6 +23,7 @@
 #include "kernels/rows.inc.h"
 #include "kernels/columns.inc.h"
 #include "kernels/epilogue.inc.h"
+#include "kernels/epilogue_common.inc.h"
 #include "kernels/targets.inc.h"
 #include "kernels/pointwise.inc.h"
 #include "kernels/chunk.inc.h"

@@ -42,6 +42,15 @@ void set_row_array(const gce_array& array, const gce_array& logits, int32_t clas
   if (kept == 0) out->strides[0] = 0;
 }
 
+// An option's value where it is the same for all rows, and whether it is not.
+void set_constant(int32_t ndim, double absent, RowArray* array) {
+  array->constant = absent;
+  array->varies = false;
+  if (array->data == nullptr) return;
+  array->varies = std::any_of(array->strides, array->strides + ndim, [](int64_t s) { return s != 0; });
+  if (!array->varies) array->constant = read_real(array->data, array->dtype);
+}
+
 // Two neighbouring axes become one where every array runs on from the inner into the outer.
 bool can_merge(const RowProblem& rows, int32_t outer, int32_t inner) {
   return std::all_of(rows.arrays, rows.arrays + kRowArrayCount, [&](const RowArray& a) {
@@ -112,6 +121,13 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   place(kLogsumexp, problem.logsumexp, -1);
   place(kArgmax, problem.argmax, -1);
   merge_axes(&rows_);
+  const auto constant = [&](RowArrayId id, double absent) {
+    if (rows_.rows > 0) set_constant(rows_.ndim, absent, &rows_.arrays[id]);
+  };
+  constant(kGamma, 0.0);
+  constant(kThreshold, 0.0);
+  constant(kSampleWeight, 1.0);
+  constant(kGradOutput, 1.0);
 
   rows_.weight = static_cast<const char*>(problem.weight.data);
   rows_.weight_dtype = problem.weight.dtype;

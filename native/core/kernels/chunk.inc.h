@@ -120,7 +120,9 @@ class Worker {
                p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
                p_.arrays[kGrad].data != nullptr,
                p_.value == GCE_VALUE_SURROGATE,
-               p_.smooth_weights != nullptr} {}
+               p_.smooth_weights != nullptr} {
+    for (Tile<Storage>& t : tiles_) fill_constants(p_, &t);
+  }
 
   void run(NextChunk next, void* chunks, PairSum* loss_sums) {
     for (int64_t chunk = next(chunks); chunk >= 0; chunk = next(chunks)) {
@@ -143,7 +145,7 @@ class Worker {
       load_tile(left, &cursor);
       left -= tile().rows;
       first_pass();
-      TileEpilogue<Storage>(needs_, &tile()).run();
+      tile_epilogue(needs_, &tile());
       if (needs_.loss) losses.add(tile().loss, tile().rows);
       save(at_start);
       if (!needs_.grad) continue;

@@ -54,6 +54,17 @@ class PanelRows {
   int64_t n_;
 };
 
+// Of 1 <= n <= L elements.
+template <class Storage, class Vector>
+inline Vector load_first_or_all(const Storage* p, int64_t n, Vector fill) {
+  return n == Vector::kLanes ? load(p) : load_first(p, n, fill);
+}
+template <class Storage, class Vector>
+inline void store_first_or_all(Storage* p, Vector x, int64_t n) {
+  if (n == Vector::kLanes) return store(p, x);
+  store_first(p, x, n);
+}
+
 // How many of n rows may be read or written as whole vectors: what lies past a row's V classes is the next rows',
 // which are of the same block.
 template <class Storage>
@@ -76,13 +87,22 @@ void stage_transposed(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t
     const int64_t count = classes - begin < L ? classes - begin : L;
     const int64_t whole = count == L ? n : whole_rows(panel, classes, begin, n, L);
     Vector rows[L];
-    for (int64_t i = 0; i < L; ++i) {
-      rows[i] = i < whole ? load(panel.at(begin, r + i))
-                : i < n   ? load_first(panel.at(begin, r + i), count, zero)
-                          : zero;
+    if (whole + 1 >= n && n == L) {
+#pragma GCC unroll 16
+      for (int i = 0; i < L - 1; ++i) rows[i] = load(panel.at(begin, r + i));
+      const Storage* last = panel.at(begin, r + L - 1);
+      rows[L - 1] = whole == n ? load(last) : load_first(last, count, zero);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        rows[i] = i < n ? load_first_or_all(panel.at(begin, r + i), count, zero) : zero;
+      }
     }
     transpose(rows);
-    for (int64_t i = 0; i < count; ++i) store(block + (begin + i) * L, rows[i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i < count) store(block + (begin + i) * L, rows[i]);
+    }
   }
 }
 
@@ -120,13 +140,15 @@ void unstage_transposed(const Scalar* block, int64_t r, int64_t n, int64_t class
                           : classes == count ? whole_rows(panel, classes, begin, n, L)
                                              : 0;
     Vector rows[L];
-    for (int64_t i = 0; i < L; ++i) rows[i] = load(block + (begin + (i < count ? i : 0)) * L);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) rows[i] = load(block + (begin + (i < count ? i : 0)) * L);
     transpose(rows);
-    for (int64_t i = 0; i < n; ++i) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
       if (i < whole) {
         store(panel.at(begin, r + i), rows[i]);
-      } else {
-        store_first(panel.at(begin, r + i), rows[i], count);
+      } else if (i < n) {
+        store_first_or_all(panel.at(begin, r + i), rows[i], count);
       }
     }
   }
@@ -203,7 +225,7 @@ template <class Vector, class Term>
                                                                Term term) {
   constexpr int L = Vector::kLanes;
   constexpr int kSums = ColumnSum<Vector>::kLanes;
-  const auto at_distance = [&](int64_t v) {
+  const auto at_distance = [&](int64_t v) __attribute__((always_inline)) {
     Vector sum = term(v);
     if (v + L >= end) return sum;
     sum = sum + term(v + L);
@@ -212,7 +234,9 @@ template <class Vector, class Term>
   };
   ColumnSum<Vector> sums[kSums];
   for (int64_t group = begin; group < end; group += kGroup * L) {
-    for (int64_t lane = 0; lane < kSums && group + lane < end; ++lane) {
+#pragma GCC unroll 8
+    for (int lane = 0; lane < kSums; ++lane) {
+      if (group + lane >= end) break;
       Vector sum = at_distance(group + lane);
       if (kSums < L && group + lane + kSums < end) {
         sum = sum + at_distance(group + lane + kSums);
@@ -220,11 +244,11 @@ template <class Vector, class Term>
       sums[lane].add(sum);
     }
   }
-  const int64_t used = end - begin < kSums ? end - begin : kSums;
+  // Lanes past the last class hold +0, which changes no sum.
+#pragma GCC unroll 4
   for (int width = kSums / 2; width >= 1; width /= 2) {
-    for (int lane = 0; lane + width < used && lane < width; ++lane) {
-      sums[lane].merge(sums[lane + width]);
-    }
+#pragma GCC unroll 8
+    for (int lane = 0; lane < width; ++lane) sums[lane].merge(sums[lane + width]);
   }
   return sums[0];
 }
@@ -276,25 +300,23 @@ template <bool kShifted, bool kKeep, class Rows, class Vector = typename Rows::V
   });
   return largest;
 }
-// The same for a block, in place: all exponentials, then their sum.
+// A block's logits become exponentials.
 template <class Vector>
-[[gnu::always_inline]] inline void block_pass(int64_t classes, Vector reference,
-                                              typename Vector::Scalar* block,
-                                              ColumnTotal<Vector>* total) {
+[[gnu::always_inline]] inline void block_exponentials(int64_t classes, Vector reference,
+                                                      typename Vector::Scalar* block) {
   constexpr int L = Vector::kLanes;
   const Exponent<Vector> exponent(reference);
-  Vector largest = broadcast(ExponentRange<Vector>::kMagic);
+  Vector any_size = broadcast(ExponentRange<Vector>::kMagic);
   int64_t v = 0;
   for (; v + kGroup <= classes; v += kGroup) {
     Vector e[kGroup];
     for (int u = 0; u < kGroup; ++u) e[u] = load(block + (v + u) * L);
-    exponentials<kGroup>(e, exponent, &largest, e);
+    exponentials<kGroup>(e, exponent, &any_size, e);
     for (int u = 0; u < kGroup; ++u) store(block + (v + u) * L, e[u]);
   }
   for (; v < classes; ++v) {
-    store(block + v * L, exponential(load(block + v * L), exponent, &largest));
+    store(block + v * L, exponential(load(block + v * L), exponent, &any_size));
   }
-  *total = sum_of_columns<Vector>(classes, [&](int64_t at) { return load(block + at * L); });
 }
 
 // 1 where the maximum is usual, else 0.
@@ -313,36 +335,42 @@ inline Vector usual_reference(Vector maximum, Vector usual) {
   return reference_exponent(select(usual == zero, zero, maximum));
 }
 
+// What the first pass finds of a tile whose blocks are staged; see row_sum. Step by step for all blocks, so that a CPU
+// that waits for one has the others at hand.
 template <class Storage>
-void save_sums(int64_t r, typename Tile<Storage>::Vector shift,
-               typename Tile<Storage>::Vector reference,
-               const ColumnTotal<typename Tile<Storage>::Vector>& total, Tile<Storage>* tile) {
-  store(tile->shift + r, shift);
-  store(tile->reference + r, reference);
-  total.save(tile->sum_high + r, tile->sum_low + r);
-}
-
-// What the first pass found of rows r to r + L - 1, of which n exist, staged in a block; see row_sum.
-template <class Storage>
-void block_sums(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
-                typename Tile<Storage>::Scalar* block, Tile<Storage>* tile) {
+void blocks_sums(const Panel<Storage>& z, int64_t classes, typename Tile<Storage>::Scalar* kept,
+                 Tile<Storage>* tile) {
   using Vector = typename Tile<Storage>::Vector;
+  constexpr int64_t L = Vector::kLanes;
   const Vector zero = broadcast(static_cast<typename Tile<Storage>::Scalar>(0));
-  ColumnTotal<Vector> total;
-  Vector shift = zero;
-  const Vector maximum = column_max(BlockRows<Storage>{block}, classes);
-  const Vector usual = usual_maxima(maximum);
-  const Vector reference = usual_reference(maximum, usual);
-  block_pass(classes, reference, block, &total);
-  if (any(usual == zero)) {
-    stage(z, r, n, classes, block);
-    shift = select(usual == zero, maximum, zero);
-    column_pass<true, true>(BlockRows<Storage>{block}, classes, shift, reference, block, &total);
+  bool all_usual = true;
+  for (int64_t r = 0; r < tile->rows; r += L) {
+    const Vector maximum = column_max(BlockRows<Storage>{kept + r * classes}, classes);
+    const Vector usual = usual_maxima(maximum);
+    all_usual = all_usual && !any(usual == zero);
+    store(tile->shift + r, select(usual == zero, maximum, zero));
+    store(tile->reference + r, usual_reference(maximum, usual));
   }
-  save_sums(r, shift, reference, total, tile);
+  for (int64_t r = 0; r < tile->rows; r += L) {
+    block_exponentials(classes, load(tile->reference + r), kept + r * classes);
+  }
+  for (int64_t r = 0; r < tile->rows; r += L) {
+    const auto* block = kept + r * classes;
+    sum_of_columns<Vector>(classes, [&](int64_t v) { return load(block + v * L); })
+        .save(tile->sum_high + r, tile->sum_low + r);
+  }
+  for (int64_t r = 0; r < tile->rows && !all_usual; r += L) {
+    const int64_t n = tile->rows - r < L ? tile->rows - r : L;
+    auto* block = kept + r * classes;
+    ColumnTotal<Vector> total;
+    stage(z, r, n, classes, block);
+    column_pass<true, true>(BlockRows<Storage>{block}, classes, load(tile->shift + r),
+                            load(tile->reference + r), block, &total);
+    total.save(tile->sum_high + r, tile->sum_low + r);
+  }
 }
 
-// The same for more classes, not staged.
+// What it finds of rows r to r + L - 1, of which n exist, with more classes, not staged.
 template <bool kKeep, class Storage>
 void column_sums(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
                  typename Tile<Storage>::Scalar* kept, Tile<Storage>* tile) {
@@ -364,7 +392,9 @@ void column_sums(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
     shift = select(stays == zero, select(usual_now == zero, maximum, zero), zero);
     column_pass<true, kKeep>(rows, classes, shift, reference, kept, &total);
   }
-  save_sums(r, shift, reference, total, tile);
+  store(tile->shift + r, shift);
+  store(tile->reference + r, reference);
+  total.save(tile->sum_high + r, tile->sum_low + r);
 }
 
 // The first largest logit of each row, or its first NaN. V < 2^24: indices are exact in float.
@@ -418,7 +448,6 @@ void column_stats(const Panel<Storage>& z, int64_t classes, bool staged,
       auto* block = kept + r * classes;
       stage(z, r, n, classes, block);
       column_extras(BlockRows<Storage>{block}, r, classes, weights, want_argmax, tile);
-      block_sums(z, r, n, classes, block, tile);
       continue;
     }
     column_extras(PanelRows<Storage>(z, r, n), r, classes, weights, want_argmax, tile);
@@ -428,6 +457,7 @@ void column_stats(const Panel<Storage>& z, int64_t classes, bool staged,
       column_sums<false>(z, r, n, classes, kept, tile);
     }
   }
+  if (staged) blocks_sums(z, classes, kept, tile);
 }
 
 // The second pass over rows r to r + L - 1 gives put(v, gradient); see RowFinish. Where the class is the target it is

@@ -173,6 +173,11 @@ struct EpilogueNeeds {
   bool grad;
   bool surrogate;
   bool smoothed;
+
+  // What CommonEpilogue can do, as far as that is the same for all rows.
+  bool may_be_common() const {
+    return !statistics && !surrogate && !smoothed && divisor > 1e-300;
+  }
 };
 
 // weight times value, 0 where the weight is 0: an infinite loss that does not count is none.
@@ -183,62 +188,93 @@ inline F64 counted_loss(F64 weight, F64 value) {
 
 constexpr double kMostByFactor = 40.0;
 
-// Fills the results of one tile, F64::kLanes rows at a time. All of it is inlined: so the compiler sees that
-// nothing else points to these arrays, and keeps what it read.
+// The rows of one tile, where the epilogue puts and finds what is in double.
 template <class Storage>
-class TileEpilogue {
- public:
-  TileEpilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) : needs_(needs), t_(*tile) {}
+struct EpilogueRows {
+  using Vector = typename Tile<Storage>::Vector;
+  static constexpr int64_t kSize = Tile<Storage>::kSize;
 
-  [[gnu::always_inline]] void run() {
-    const int64_t rows = (t_.rows + Vector::kLanes - 1) / Vector::kLanes * Vector::kLanes;
-    prepare(rows);
-    t_.has_nan = false;
-    for (int64_t r = 0; r < rows; r += F64::kLanes) {
-      const F64 shift = load_as_double(t_.shift + r);
-      const RowTerms row = terms(r, shift);
-      t_.has_nan = t_.has_nan || !all(row.sum_high == row.sum_high);
-      const TargetStats stats = target_stats<Vector>(row, load(t_.gamma + r));
-      const F64 weight =
-          grad_weight(stats.gamma_over_p, load(t_.gamma + r), load(t_.threshold + r));
-      const Mask64 ignored = load(counted_ + r) == broadcast(0.0);
-      if (needs_.loss || needs_.statistics) write_loss(r, row, stats, weight, shift, ignored);
-      if (needs_.grad) write_grad(r, row, stats, weight, ignored);
+  EpilogueRows(const EpilogueNeeds& needs_of, Tile<Storage>* tile_of)
+      : needs(needs_of), tile(*tile_of) {}
+
+  const EpilogueNeeds needs;
+  Tile<Storage>& tile;
+  double logit[kSize];
+  double reference[kSize];
+  double exponential[kSize];  // of the target
+  double largest[kSize];      // exponential of the row's maximum
+  double counted[kSize];      // 0 or 1
+  double factor[kSize];
+  double scale[kSize];
+  double floor[kSize];
+  double offset[kSize];
+  double at_target[kSize];
+
+  // The rows' targets in double: logit, reference, and exponential as the passes compute it.
+
+  [[gnu::always_inline]] void prepare(int64_t rows) {
+    for (int64_t r = 0; r < rows; r += Vector::kLanes) {
+      const Vector target_logit = load(tile.target_logit + r);
+      const Vector shift = load(tile.shift + r);
+      const Vector k = load(tile.reference + r);
+      const Exponent<Vector> exponent(k);
+      Vector any_size = broadcast(ExponentRange<Vector>::kMagic);
+      store_as_double(logit + r, target_logit);
+      store_as_double(reference + r, k);
+      store_as_double(exponential + r, gce::exponential(target_logit - shift, exponent, &any_size));
+      if (!needs.smoothed) continue;
+      const Vector maximum = load(tile.maximum + r);
+      store_as_double(largest + r, gce::exponential(maximum - shift, exponent, &any_size));
     }
-    if (needs_.grad) narrow_grad(rows);
+    for (int64_t r = 0; r < rows; ++r) counted[r] = r >= tile.rows || tile.ignored(r) ? 0.0 : 1.0;
+  }
+
+  // To the types that the second pass works in.
+  [[gnu::always_inline]] void narrow_grad(int64_t rows) {
+    for (int64_t r = 0; r < rows; r += Vector::kLanes) {
+      store_narrowed(tile.grad_factor + r, factor + r);
+      store_narrowed(tile.grad_scale + r, scale + r);
+      store_narrowed(tile.grad_floor + r, floor + r);
+      store_narrowed(tile.target_grad_wide + r, at_target + r);
+      store(tile.target_grad + r, load(tile.target_grad_wide + r));
+      if (needs.smoothed) store_narrowed(tile.grad_offset + r, offset + r);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      tile.target_class[r] = static_cast<typename Vector::Scalar>(tile.target[r]);
+    }
+  }
+};
+
+// Fills the results of F64::kLanes rows, whatever they hold. All of it is inlined: so the compiler sees that nothing
+// else points to these arrays, and keeps what it read.
+template <class Storage>
+class GeneralEpilogue {
+ public:
+  explicit GeneralEpilogue(EpilogueRows<Storage>* rows)
+      : rows_(*rows), needs_(rows->needs), t_(rows->tile) {}
+
+  [[gnu::always_inline]] void run(int64_t r) {
+    const F64 shift = load_as_double(t_.shift + r);
+    const RowTerms row = terms(r, shift);
+    t_.has_nan = t_.has_nan || !all(row.sum_high == row.sum_high);
+    const TargetStats stats = target_stats<Vector>(row, load(t_.gamma + r));
+    const F64 weight = grad_weight(stats.gamma_over_p, load(t_.gamma + r), load(t_.threshold + r));
+    const Mask64 ignored = load(rows_.counted + r) == broadcast(0.0);
+    if (needs_.loss || needs_.statistics) write_loss(r, row, stats, weight, shift, ignored);
+    if (needs_.grad) write_grad(r, row, stats, weight, ignored);
   }
 
  private:
   using Vector = typename Tile<Storage>::Vector;
-  using Scalar = typename Tile<Storage>::Scalar;
-  static constexpr int64_t kSize = Tile<Storage>::kSize;
-
-  // The rows' targets in double: logit, reference, and exponential as the passes compute it.
-  [[gnu::always_inline]] void prepare(int64_t rows) {
-    for (int64_t r = 0; r < rows; r += Vector::kLanes) {
-      const Vector target_logit = load(t_.target_logit + r);
-      const Vector shift = load(t_.shift + r);
-      const Vector k = load(t_.reference + r);
-      const Exponent<Vector> exponent(k);
-      Vector largest = broadcast(ExponentRange<Vector>::kMagic);
-      store_as_double(logit_ + r, target_logit);
-      store_as_double(reference_ + r, k);
-      store_as_double(exponential_ + r, exponential(target_logit - shift, exponent, &largest));
-      if (!needs_.smoothed) continue;
-      const Vector maximum = load(t_.maximum + r);
-      store_as_double(largest_ + r, exponential(maximum - shift, exponent, &largest));
-    }
-    for (int64_t r = 0; r < t_.rows; ++r) counted_[r] = t_.ignored(r) ? 0.0 : 1.0;
-  }
 
   [[gnu::always_inline]] RowTerms terms(int64_t r, F64 shift) {
     const F64 high = load(t_.sum_high + r);
     const F64 low = load(t_.sum_low + r);
     const F64 raised = exponent_of(high + low);
     const F64 scale = scale_by_integer(broadcast(1.0), broadcast(0.0) - raised);
-    if (needs_.smoothed) store(largest_ + r, load(largest_ + r) * scale);
-    return {load(logit_ + r) - shift, load(reference_ + r) + raised,
-            load(exponential_ + r) * scale, high * scale, low * scale, raised};
+    if (needs_.smoothed) store(rows_.largest + r, load(rows_.largest + r) * scale);
+    return {load(rows_.logit + r) - shift, load(rows_.reference + r) + raised,
+            load(rows_.exponential + r) * scale, high * scale, low * scale, raised};
   }
 
   [[gnu::always_inline]] void write_loss(int64_t r, const RowTerms& row, const TargetStats& stats,
@@ -269,7 +305,7 @@ class TileEpilogue {
   // Label smoothing's part, with m the row's maximum:
   // sum_v c_v (-log q_v) = C log(sum_v e^(z_v - m)) + sum_v c_v (m - z_v), two terms of one sign.
   [[gnu::always_inline]] F64 smooth_loss(int64_t r, const RowTerms& row) const {
-    const F64 of_sum = log((row.sum_high + row.sum_low) / load(largest_ + r));
+    const F64 of_sum = log((row.sum_high + row.sum_low) / load(rows_.largest + r));
     const F64 high = load(t_.spread_high + r);
     const F64 low = load(t_.spread_low + r);  // means nothing where the other is infinite
     const F64 spread = high + select(high - high == broadcast(0.0), low, broadcast(0.0));
@@ -289,7 +325,7 @@ class TileEpilogue {
       const F64 of_all = smooth * broadcast(needs_.weight_sum);
       factor = slope + of_all;
       at_target = at_target + (of_all * stats.prob.p - smooth * load(t_.class_weight + r));
-      store(offset_ + r, select(ignored, zero, zero - smooth));
+      store(rows_.offset + r, select(ignored, zero, zero - smooth));
     }
     factor = select(ignored, zero, one_nan(factor / (row.sum_high + row.sum_low)));
     // For exponentials of the pass's own reference: the factor brings them down, or grad_scale if the factor
@@ -299,41 +335,15 @@ class TileEpilogue {
     const Mask64 by_scale = broadcast(kMostByFactor) < row.raised;
     const F64 least = broadcast(static_cast<double>(ExponentRange<Vector>::kLeast) + 1.0);
     const F64 floor = max(least, grad_floor<Vector>(factor) + row.raised);
-    store(factor_ + r, select(by_scale, factor, factor * down));
-    store(scale_ + r, select(by_scale, down, one));
-    store(floor_ + r, scale_by_integer(one, floor));
-    store(at_target_ + r, one_nan(at_target));
+    store(rows_.factor + r, select(by_scale, factor, factor * down));
+    store(rows_.scale + r, select(by_scale, down, one));
+    store(rows_.floor + r, scale_by_integer(one, floor));
+    store(rows_.at_target + r, one_nan(at_target));
   }
 
-  // To the types that the second pass works in.
-  [[gnu::always_inline]] void narrow_grad(int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) {
-      t_.grad_factor[r] = static_cast<Scalar>(factor_[r]);
-      t_.grad_scale[r] = static_cast<Scalar>(scale_[r]);
-      t_.grad_floor[r] = static_cast<Scalar>(floor_[r]);
-      t_.target_grad_wide[r] = static_cast<Scalar>(at_target_[r]);
-      t_.target_class[r] = static_cast<Scalar>(t_.target[r]);
-    }
-    for (int64_t r = 0; r < rows && needs_.smoothed; ++r) {
-      t_.grad_offset[r] = static_cast<Scalar>(offset_[r]);
-    }
-    for (int64_t r = 0; r < rows; r += Vector::kLanes) {
-      store(t_.target_grad + r, load(t_.target_grad_wide + r));
-    }
-  }
-
-  const EpilogueNeeds needs_;
+  EpilogueRows<Storage>& rows_;
+  const EpilogueNeeds& needs_;
   Tile<Storage>& t_;
-  double logit_[kSize];
-  double reference_[kSize];
-  double exponential_[kSize];  // of the target
-  double largest_[kSize];      // exponential of the row's maximum
-  double counted_[kSize] = {};
-  double factor_[kSize];
-  double scale_[kSize];
-  double floor_[kSize];
-  double offset_[kSize];
-  double at_target_[kSize];
 };
 
 }  // namespace

@@ -18,6 +18,7 @@ struct Tile {
   char* grad[kSize];
   int64_t target[kSize];  // -1: ignored
   double gamma[kSize];
+  double inverse_delta[kSize];  // 1/(1 - gamma)
   double threshold[kSize];
   double row_weight[kSize];  // sample weight times class weight, of the target's own loss
   // for label smoothing: sample weight eps smooth_scale / V; class weight of the target / smooth_scale
@@ -104,21 +105,23 @@ class RowCursor {
   int64_t offset_[kRowArrayCount];
 };
 
-inline void read_option(const RowCursor& cursor, RowArrayId id, double absent, int64_t n,
-                        double* out) {
-  if (!cursor.has(id)) {
-    for (int64_t r = 0; r < n; ++r) out[r] = absent;
-    return;
-  }
+// n elements of an array that varies over rows.
+inline void read_varying(const RowCursor& cursor, RowArrayId id, int64_t n, double* out) {
   const char* p = cursor.pointer(id);
   const int64_t stride = cursor.stride(id);
   const int32_t dtype = cursor.dtype(id);
-  if (stride == 0) {
-    const double value = read_real(p, dtype);
-    for (int64_t r = 0; r < n; ++r) out[r] = value;
-    return;
+  if (dtype == GCE_FLOAT64) {
+    for (int64_t r = 0; r < n; ++r) out[r] = read<double>(p + r * stride);
+  } else {
+    for (int64_t r = 0; r < n; ++r) out[r] = read_real(p + r * stride, dtype);
   }
-  for (int64_t r = 0; r < n; ++r) out[r] = read_real(p + r * stride, dtype);
+}
+
+inline void read_option(const RowProblem& problem, const RowCursor& cursor, RowArrayId id,
+                        int64_t n, double* out) {
+  if (problem.arrays[id].varies) return read_varying(cursor, id, n, out);
+  const double value = problem.arrays[id].constant;
+  for (int64_t r = 0; r < n; ++r) out[r] = value;
 }
 
 template <class Integer>
@@ -141,13 +144,35 @@ void load_smoothing(const RowProblem& problem, const RowCursor& cursor, int64_t 
                     Tile<Storage>* tile) {
   const double spread =
       problem.label_smoothing / static_cast<double>(problem.classes) * problem.smooth_scale;
-  read_option(cursor, kSampleWeight, 1.0, n, tile->smooth_weight + at);
+  read_option(problem, cursor, kSampleWeight, n, tile->smooth_weight + at);
   for (int64_t r = at; r < at + n; ++r) {
     tile->smooth_weight[r] *= spread;
     tile->row_weight[r] *= 1.0 - problem.label_smoothing;
     if (tile->ignored(r)) continue;
     tile->class_weight[r] = class_weight_of(problem, tile->target[r]) / problem.smooth_scale;
   }
+}
+
+template <class Storage>
+void fill_inverse_delta(int64_t begin, int64_t end, Tile<Storage>* tile) {
+  for (int64_t r = begin; r < end; ++r) tile->inverse_delta[r] = 1.0 / (1.0 - tile->gamma[r]);
+}
+
+inline bool weights_vary(const RowProblem& problem) {
+  return problem.arrays[kSampleWeight].varies || problem.weight != nullptr ||
+         problem.smooth_weights != nullptr;
+}
+
+// What is the same for all rows, once for all tiles.
+template <class Storage>
+void fill_constants(const RowProblem& problem, Tile<Storage>* tile) {
+  for (int64_t r = 0; r < kMaxTileRows; ++r) {
+    tile->gamma[r] = problem.arrays[kGamma].constant;
+    tile->threshold[r] = problem.arrays[kThreshold].constant;
+    tile->row_weight[r] = problem.arrays[kSampleWeight].constant;
+    tile->upstream[r] = problem.arrays[kGradOutput].constant;
+  }
+  fill_inverse_delta(0, kMaxTileRows, tile);
 }
 
 // Fills rows [at, at + n) of the tile from one run of the cursor.
@@ -160,10 +185,19 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
       if (tile->target[r] == problem.ignore_index) tile->target[r] = -1;
     }
   }
-  read_option(cursor, kGamma, 0.0, n, tile->gamma + at);
-  read_option(cursor, kThreshold, 0.0, n, tile->threshold + at);
-  read_option(cursor, kSampleWeight, 1.0, n, tile->row_weight + at);
-  read_option(cursor, kGradOutput, 1.0, n, tile->upstream + at);
+  if (problem.arrays[kGamma].varies) {
+    read_varying(cursor, kGamma, n, tile->gamma + at);
+    fill_inverse_delta(at, at + n, tile);
+  }
+  if (problem.arrays[kThreshold].varies) {
+    read_varying(cursor, kThreshold, n, tile->threshold + at);
+  }
+  if (problem.arrays[kGradOutput].varies) {
+    read_varying(cursor, kGradOutput, n, tile->upstream + at);
+  }
+  if (weights_vary(problem)) {
+    read_option(problem, cursor, kSampleWeight, n, tile->row_weight + at);
+  }
 
   char* const logits = cursor.pointer(kLogits);
   const int64_t stride = cursor.stride(kLogits);
@@ -172,7 +206,9 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
     // They were checked, but are the caller's to change, by another thread even now: never out of bounds.
     if (static_cast<uint64_t>(target) >= static_cast<uint64_t>(problem.classes)) target = -1;
     tile->logits[at + r] = logits + r * stride;
-    if (target < 0) continue;
+  }
+  for (int64_t r = 0; r < n; ++r) {
+    const int64_t target = tile->target[at + r] < 0 ? 0 : tile->target[at + r];
     tile->target_logit[at + r] =
         read<Storage>(logits + r * stride + target * problem.logits_class_stride);
     if (problem.weight != nullptr) tile->row_weight[at + r] *= class_weight_of(problem, target);
