@@ -190,31 +190,34 @@ class Worker {
   }
   bool want_argmax() const { return p_.arrays[kArgmax].data != nullptr; }
 
-  bool by_columns() const { return p_.layout == kColumnsDirect || p_.layout == kColumnsStaged; }
-
   void first_pass() {
-    if (by_columns()) {
-      column_stats(logits_panel(), p_.classes, p_.layout == kColumnsStaged, smooth_weights(),
-                   want_argmax(), p_.keeps ? kept() : nullptr, &tile());
-      return;
+    if (p_.layout == kColumnsStaged) {
+      staged_stats(logits_panel(), p_.classes, smooth_weights(), want_argmax(), kept(), &tile());
+    } else if (p_.layout == kColumnsDirect) {
+      column_stats(logits_panel(), p_.classes, smooth_weights(), want_argmax(),
+                   p_.keeps ? kept() : nullptr, &tile());
+    } else {
+      for (int64_t r = 0; r < tile().rows; ++r) row_step(r);
+      if (pending_) finish_rows(tile().rows, previous());
+      pending_ = false;
     }
-    for (int64_t r = 0; r < tile().rows; ++r) row_step(r);
-    if (pending_) finish_rows(tile().rows, previous());
-    pending_ = false;
   }
 
+  // Where it has not been left for the next tile's first pass.
   void second_pass() {
-    if (by_columns()) {
-      const Panel<Storage> out = {tile().grad, p_.grad_class_stride, row_stride(kGrad)};
-      column_grad(logits_panel(), out, p_.classes, p_.stream_grad, smooth_weights(),
-                  p_.keeps ? kept() : nullptr, tile());
-      return;
-    }
-    char* const row = tile().grad[0];  // of kRowsGathered: the gradient replaces the logits in scratch
-    tile().grad[0] = scratch_;
-    finish_rows(0, tile());
-    for (int64_t v = 0; v < p_.classes; ++v) {
-      write(row + v * p_.grad_class_stride, reinterpret_cast<const Storage*>(scratch_)[v]);
+    const Panel<Storage> out = {tile().grad, p_.grad_class_stride, row_stride(kGrad)};
+    if (p_.layout == kColumnsStaged) {
+      staged_grad(out, p_.classes, p_.stream_grad, smooth_weights(), kept(), tile());
+    } else if (p_.layout == kColumnsDirect) {
+      column_grad(logits_panel(), out, p_.classes, smooth_weights(), p_.keeps ? kept() : nullptr,
+                  tile());
+    } else {  // the gradient replaces the gathered logits, and is brought where it belongs
+      char* const row = tile().grad[0];
+      tile().grad[0] = scratch_;
+      finish_rows(0, tile());
+      for (int64_t v = 0; v < p_.classes; ++v) {
+        write(row + v * p_.grad_class_stride, reinterpret_cast<const Storage*>(scratch_)[v]);
+      }
     }
   }
 

@@ -106,6 +106,7 @@ void stage_transposed(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t
   }
 }
 
+// Brings L rows into a block, n of which exist.
 template <class Storage, class Scalar>
 void stage(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t classes, Scalar* block) {
   using Vector = typename ComputeOf<Storage>::Vector;
@@ -125,6 +126,24 @@ void stage(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t classes, S
         store_first(block + v * L + i, load_first(element, 1, zero), 1);
       }
     }
+  }
+}
+
+// Brings all rows of a tile into blocks.
+template <class Storage, class Scalar>
+void stage_tile(const Panel<Storage>& panel, int64_t rows, int64_t classes, Scalar* blocks) {
+  using Vector = typename ComputeOf<Storage>::Vector;
+  constexpr int L = Vector::kLanes;
+  int64_t whole = 0;
+  if (panel.rows_are_neighbours()) {  // class by class: each is in a page of its own
+    whole = rows / L * L;
+    for (int64_t v = 0; v < classes; ++v) {
+      const Storage* first = panel.at(v, 0);
+      for (int64_t r = 0; r < whole; r += L) store(blocks + r * classes + v * L, load(first + r));
+    }
+  }
+  for (int64_t r = whole; r < rows; r += L) {
+    stage(panel, r, rows - r < L ? rows - r : L, classes, blocks + r * classes);
   }
 }
 
@@ -158,13 +177,55 @@ template <class Storage, class Scalar>
 void unstage(const Scalar* block, int64_t r, int64_t n, int64_t classes,
              const Panel<Storage>& panel) {
   using Vector = typename ComputeOf<Storage>::Vector;
-  if (panel.classes_are_neighbours()) {
-    return unstage_transposed(block, r, n, classes, panel);
-  }
-  for (int64_t v = 0; v < classes; ++v) {
-    for (int64_t i = 0; i < n; ++i) {
-      store_first(panel.at(v, r + i), load(block + v * Vector::kLanes + i), 1);
+  constexpr int L = Vector::kLanes;
+  if (panel.rows_are_neighbours()) {
+    for (int64_t v = 0; v < classes; ++v) {
+      store_first_or_all(panel.at(v, r), load(block + v * L), n);
     }
+  } else if (panel.classes_are_neighbours()) {
+    unstage_transposed(block, r, n, classes, panel);
+  } else {
+    for (int64_t v = 0; v < classes; ++v) {
+      for (int64_t i = 0; i < n; ++i) {
+        store_first(panel.at(v, r + i), load(block + v * L + i), 1);
+      }
+    }
+  }
+}
+
+// Brings the blocks of a tile where the panel is; past the caches if asked to and its vectors are aligned.
+template <bool kStream, class Storage, class Scalar>
+void unstage_neighbours(const Scalar* blocks, int64_t rows, int64_t classes,
+                        const Panel<Storage>& panel) {
+  constexpr int L = ComputeOf<Storage>::Vector::kLanes;
+  for (int64_t v = 0; v < classes; ++v) {
+    Storage* first = panel.at(v, 0);
+    for (int64_t r = 0; r < rows; r += L) {
+      if (kStream) {
+        stream(first + r, load(blocks + r * classes + v * L));
+      } else {
+        store(first + r, load(blocks + r * classes + v * L));
+      }
+    }
+  }
+}
+template <class Storage, class Scalar>
+void unstage_tile(const Scalar* blocks, int64_t rows, int64_t classes, bool may_stream,
+                  const Panel<Storage>& panel) {
+  constexpr int64_t L = ComputeOf<Storage>::Vector::kLanes;
+  constexpr uintptr_t kBytes = L * sizeof(Storage);
+  int64_t whole = 0;
+  if (panel.rows_are_neighbours()) {
+    whole = rows / L * L;
+    if (may_stream && reinterpret_cast<uintptr_t>(panel.rows[0]) % kBytes == 0 &&
+        static_cast<uintptr_t>(panel.class_stride) % kBytes == 0) {
+      unstage_neighbours<true>(blocks, whole, classes, panel);
+    } else {
+      unstage_neighbours<false>(blocks, whole, classes, panel);
+    }
+  }
+  for (int64_t r = whole; r < rows; r += L) {
+    unstage(blocks + r * classes, r, rows - r < L ? rows - r : L, classes, panel);
   }
 }
 
@@ -436,20 +497,31 @@ void column_extras(const Rows& rows, int64_t r, int64_t classes,
   for (int64_t i = 0; i < Vector::kLanes; ++i) tile->argmax[r + i] = static_cast<int64_t>(at[i]);
 }
 
-// First pass over the tile. kept: V vectors for every L rows, or null.
+// First pass over a tile that is staged. weights: those of label smoothing, or null.
 template <class Storage>
-void column_stats(const Panel<Storage>& z, int64_t classes, bool staged,
+void staged_stats(const Panel<Storage>& z, int64_t classes,
+                  const typename Tile<Storage>::Scalar* weights, bool want_argmax,
+                  typename Tile<Storage>::Scalar* blocks, Tile<Storage>* tile) {
+  constexpr int64_t L = Tile<Storage>::Vector::kLanes;
+  stage_tile(z, tile->rows, classes, blocks);
+  for (int64_t r = 0; r < tile->rows; ++r) {
+    const int64_t target = tile->ignored(r) ? 0 : tile->target[r];
+    tile->target_logit[r] = blocks[r / L * L * classes + target * L + r % L];
+  }
+  for (int64_t r = 0; r < tile->rows; r += L) {
+    column_extras(BlockRows<Storage>{blocks + r * classes}, r, classes, weights, want_argmax, tile);
+  }
+  blocks_sums(z, classes, blocks, tile);
+}
+
+// First pass over a tile of neighbouring rows. kept: V vectors for every L rows, or null.
+template <class Storage>
+void column_stats(const Panel<Storage>& z, int64_t classes,
                   const typename Tile<Storage>::Scalar* weights, bool want_argmax,
                   typename Tile<Storage>::Scalar* kept, Tile<Storage>* tile) {
   constexpr int L = Tile<Storage>::Vector::kLanes;
   for (int64_t r = 0; r < tile->rows; r += L) {
     const int64_t n = tile->rows - r < L ? tile->rows - r : L;
-    if (staged) {
-      auto* block = kept + r * classes;
-      stage(z, r, n, classes, block);
-      column_extras(BlockRows<Storage>{block}, r, classes, weights, want_argmax, tile);
-      continue;
-    }
     column_extras(PanelRows<Storage>(z, r, n), r, classes, weights, want_argmax, tile);
     if (kept != nullptr) {
       column_sums<true>(z, r, n, classes, kept + r * classes, tile);
@@ -457,7 +529,6 @@ void column_stats(const Panel<Storage>& z, int64_t classes, bool staged,
       column_sums<false>(z, r, n, classes, kept, tile);
     }
   }
-  if (staged) blocks_sums(z, classes, kept, tile);
 }
 
 // The second pass over rows r to r + L - 1 gives put(v, gradient); see RowFinish. Where the class is the target it is
@@ -491,59 +562,58 @@ void fill_column(const Panel<Storage>& out, int64_t classes, int64_t r, Storage 
   for (int64_t v = 0; v < classes; ++v) write(reinterpret_cast<char*>(out.at(v, r)), value);
 }
 
-// Second pass over the tile. weights and kept: as in column_stats; without kept, the logits are read again.
 template <class Storage>
-void column_grad(const Panel<Storage>& z, const Panel<Storage>& out, int64_t classes,
-                 bool may_stream, const typename Tile<Storage>::Scalar* weights,
-                 typename Tile<Storage>::Scalar* kept, const Tile<Storage>& tile) {
-  using Vector = typename Tile<Storage>::Vector;
-  constexpr int L = Vector::kLanes;
-  const uintptr_t size = L * sizeof(Storage);
-  const bool streams = may_stream && reinterpret_cast<uintptr_t>(out.rows[0]) % size == 0 &&
-                       static_cast<uintptr_t>(out.class_stride) % size == 0;
-  for (int64_t r = 0; r < tile.rows; r += L) {
-    const int64_t n = tile.rows - r < L ? tile.rows - r : L;
-    auto* const block = kept + r * classes;
-    char* const base = out.rows[r];
-    const auto at = [&](int64_t v) {
-      return reinterpret_cast<Storage*>(base + v * out.class_stride);
-    };
-    const auto load_kept = [&](int64_t v) { return load(block + v * L); };
-    const auto put_all = [&](int64_t v, Vector g) { store(at(v), g); };
-    const auto put_first = [&](int64_t v, Vector g) {
-      if (n == L) {
-        store(at(v), g);
-      } else {
-        store_first(at(v), g, n);
-      }
-    };
-    if (kept == nullptr) {
-      const Exponent<Vector> exponent(load(tile.reference + r));
-      const Vector shift = load(tile.shift + r);
-      Vector largest = broadcast(ExponentRange<Vector>::kMagic);
-      const PanelRows<Storage> rows(z, r, n);
-      const auto anew = [&](int64_t v) {
-        return exponential(rows.template logits<true>(v, shift), exponent, &largest);
-      };
-      column_grad_of_rows(r, classes, weights, tile, anew, put_first);
-    } else if (!out.rows_are_neighbours()) {
-      const auto put_back = [&](int64_t v, Vector g) { store(block + v * L, g); };
-      column_grad_of_rows(r, classes, weights, tile, load_kept, put_back);
-      unstage(block, r, n, classes, out);
-    } else if (streams && n == L) {
-      const auto put_past_caches = [&](int64_t v, Vector g) { stream(at(v), g); };
-      column_grad_of_rows(r, classes, weights, tile, load_kept, put_past_caches);
-    } else if (n == L) {
-      column_grad_of_rows(r, classes, weights, tile, load_kept, put_all);
-    } else {
-      column_grad_of_rows(r, classes, weights, tile, load_kept, put_first);
-    }
-  }
+void fill_nan_columns(const Panel<Storage>& out, int64_t classes, const Tile<Storage>& tile) {
   for (int64_t r = 0; r < tile.rows && tile.has_nan; ++r) {
     if (tile.sum_high[r] == tile.sum_high[r]) continue;
     const Storage zero = {};
     fill_column(out, classes, r, tile.ignored(r) ? zero : tile.target_grad[r]);
   }
+}
+
+// Second pass over a tile that is staged.
+template <class Storage>
+void staged_grad(const Panel<Storage>& out, int64_t classes, bool may_stream,
+                 const typename Tile<Storage>::Scalar* weights,
+                 typename Tile<Storage>::Scalar* blocks, const Tile<Storage>& tile) {
+  using Vector = typename Tile<Storage>::Vector;
+  constexpr int L = Vector::kLanes;
+  for (int64_t r = 0; r < tile.rows; r += L) {
+    auto* const block = blocks + r * classes;
+    column_grad_of_rows(
+        r, classes, weights, tile, [&](int64_t v) { return load(block + v * L); },
+        [&](int64_t v, Vector g) { store(block + v * L, g); });
+  }
+  unstage_tile(blocks, tile.rows, classes, may_stream, out);
+  fill_nan_columns(out, classes, tile);
+}
+
+// Second pass over a tile of neighbouring rows; without kept, the logits are read again.
+template <class Storage>
+void column_grad(const Panel<Storage>& z, const Panel<Storage>& out, int64_t classes,
+                 const typename Tile<Storage>::Scalar* weights,
+                 const typename Tile<Storage>::Scalar* kept, const Tile<Storage>& tile) {
+  using Vector = typename Tile<Storage>::Vector;
+  constexpr int L = Vector::kLanes;
+  for (int64_t r = 0; r < tile.rows; r += L) {
+    const int64_t n = tile.rows - r < L ? tile.rows - r : L;
+    const auto put = [&](int64_t v, Vector g) { store_first_or_all(out.at(v, r), g, n); };
+    if (kept != nullptr) {
+      const auto* const block = kept + r * classes;
+      column_grad_of_rows(
+          r, classes, weights, tile, [&](int64_t v) { return load(block + v * L); }, put);
+      continue;
+    }
+    const PanelRows<Storage> rows(z, r, n);
+    const Exponent<Vector> exponent(load(tile.reference + r));
+    const Vector shift = load(tile.shift + r);
+    Vector any_size = broadcast(ExponentRange<Vector>::kMagic);
+    const auto anew = [&](int64_t v) {
+      return exponential(rows.template logits<true>(v, shift), exponent, &any_size);
+    };
+    column_grad_of_rows(r, classes, weights, tile, anew, put);
+  }
+  fill_nan_columns(out, classes, tile);
 }
 
 }  // namespace

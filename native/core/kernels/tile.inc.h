@@ -13,7 +13,7 @@ struct Tile {
 
   int64_t rows;
 
-  // from load_tile
+  // from load_run; target_logit of staged rows from their block
   char* logits[kSize];
   char* grad[kSize];
   int64_t target[kSize];  // -1: ignored
@@ -25,7 +25,7 @@ struct Tile {
   double smooth_weight[kSize];
   double class_weight[kSize];
   double upstream[kSize];  // grad_output
-  Storage target_logit[kSize];
+  Scalar target_logit[kSize];
 
   // from the first pass: sum_v e_v = sum_high + sum_low, e_v = 2^((z_v - shift) log2(e) - reference)
   Scalar maximum[kSize];  // for label smoothing and argmax
@@ -124,6 +124,11 @@ inline void read_option(const RowProblem& problem, const RowCursor& cursor, RowA
   for (int64_t r = 0; r < n; ++r) out[r] = value;
 }
 
+inline float to_scalar(Float16 x) { return to_float(x); }
+inline float to_scalar(BFloat16 x) { return to_float(x); }
+inline float to_scalar(float x) { return x; }
+inline double to_scalar(double x) { return x; }
+
 template <class Integer>
 inline void read_targets(const char* p, int64_t stride, int64_t n, int64_t* out) {
   for (int64_t r = 0; r < n; ++r) out[r] = static_cast<int64_t>(read<Integer>(p + r * stride));
@@ -209,8 +214,10 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   }
   for (int64_t r = 0; r < n; ++r) {
     const int64_t target = tile->target[at + r] < 0 ? 0 : tile->target[at + r];
-    tile->target_logit[at + r] =
-        read<Storage>(logits + r * stride + target * problem.logits_class_stride);
+    if (problem.layout != kColumnsStaged) {
+      const char* logit = logits + r * stride + target * problem.logits_class_stride;
+      tile->target_logit[at + r] = to_scalar(read<Storage>(logit));
+    }
     if (problem.weight != nullptr) tile->row_weight[at + r] *= class_weight_of(problem, target);
   }
   if (problem.smooth_weights != nullptr) load_smoothing(problem, cursor, at, n, tile);

@@ -184,7 +184,7 @@ inline F32 narrow(F64 low, F64 high) {
 }
 
 // --- transposition -------------------------------------------------------------------------------
-inline void transpose(F32* rows) {
+[[gnu::always_inline]] inline void transpose(F32* rows) {
   __m256 a[8];
   __m256 b[8];
   for (int i = 0; i < 8; i += 2) {
@@ -204,7 +204,7 @@ inline void transpose(F32* rows) {
     rows[k + 4].v = _mm256_permute2f128_ps(b[k], b[k + 4], 0x31);
   }
 }
-inline void transpose(F64* rows) {
+[[gnu::always_inline]] inline void transpose(F64* rows) {
   __m256d a[4];
   for (int i = 0; i < 4; i += 2) {
     a[i] = _mm256_unpacklo_pd(rows[i].v, rows[i + 1].v);

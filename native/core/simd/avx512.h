@@ -169,7 +169,7 @@ inline F32 narrow(F64 low, F64 high) {
 
 // --- transposition -------------------------------------------------------------------------------
 // Pairs of neighbouring rows, then pairs of pairs, and so on; each step in all rows' own 128-bit parts, or of such parts.
-inline void transpose(F32* rows) {
+[[gnu::always_inline]] inline void transpose(F32* rows) {
   __m512 a[16];
   __m512 b[16];
   for (int i = 0; i < 16; i += 2) {
@@ -195,7 +195,7 @@ inline void transpose(F32* rows) {
     rows[k + 12].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
   }
 }
-inline void transpose(F64* rows) {
+[[gnu::always_inline]] inline void transpose(F64* rows) {
   __m512d a[8];
   for (int i = 0; i < 8; i += 2) {
     a[i] = _mm512_unpacklo_pd(rows[i].v, rows[i + 1].v);

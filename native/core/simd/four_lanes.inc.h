@@ -66,7 +66,7 @@ inline void store_first(Element* p, F32 x, int64_t n) {
 inline void store_first(double* p, F64 x, int64_t n) {
   if (n > 0) memcpy(p, &x.v, sizeof(double));
 }
-inline void transpose(F32* rows) {
+[[gnu::always_inline]] inline void transpose(F32* rows) {
   float lanes[4][4];
   for (int i = 0; i < 4; ++i) store(lanes[i], rows[i]);
   for (int i = 0; i < 4; ++i) {
@@ -74,7 +74,7 @@ inline void transpose(F32* rows) {
     rows[i] = load(column);
   }
 }
-inline void transpose(F64* rows) {
+[[gnu::always_inline]] inline void transpose(F64* rows) {
   double lanes[2][2];
   for (int i = 0; i < 2; ++i) store(lanes[i], rows[i]);
   for (int i = 0; i < 2; ++i) {
