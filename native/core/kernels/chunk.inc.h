@@ -115,6 +115,7 @@ class Worker {
       : p_(problem),
         scratch_(scratch),
         needs_{p_.divisor,
+               1.0 / p_.divisor,
                p_.smooth_weight_sum,
                p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
                p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
@@ -173,6 +174,8 @@ class Worker {
       cursor->advance(n);
       at += n;
     }
+    for (int64_t r = t.rows; r % Tile<Storage>::Vector::kLanes != 0; ++r) t.target[r] = -1;
+    if (p_.arrays[kGamma].varies || p_.arrays[kThreshold].varies) look_at_options(t.rows, &t);
   }
 
   void save(RowCursor cursor) {

@@ -241,6 +241,11 @@ struct ColumnSum<F32> {
     low_rows = low_rows + widen_low(x);
     high_rows = high_rows + widen_high(x);
   }
+  // The first: what adding to 0 would give.
+  void begin(F32 x) {
+    low_rows = widen_low(x);
+    high_rows = widen_high(x);
+  }
   void merge(const ColumnSum& other) {
     low_rows = low_rows + other.low_rows;
     high_rows = high_rows + other.high_rows;
@@ -252,6 +257,7 @@ struct ColumnSum<F32> {
 template <>
 struct ColumnSum<F64> : WideSum<F64> {
   static constexpr int kLanes = F64::kLanes;
+  void begin(F64 x) { high = x; }
 };
 
 // Pairs high + low of L rows: what add_pair is for one.
@@ -263,6 +269,10 @@ struct ColumnTotal<F32> {
   WideSum<F64> low_rows;
   WideSum<F64> high_rows;
 
+  void begin(const ColumnSum<F32>& sum) {
+    low_rows.high = sum.low_rows;
+    high_rows.high = sum.high_rows;
+  }
   void add(const ColumnSum<F32>& sum) {
     low_rows.add(sum.low_rows);
     high_rows.add(sum.high_rows);
@@ -276,6 +286,7 @@ template <>
 struct ColumnTotal<F64> {
   WideSum<F64> rows;
 
+  void begin(const ColumnSum<F64>& sum) { rows = sum; }
   void add(const ColumnSum<F64>& sum) { rows.merge(sum); }
   void save(double* high, double* low) const { rows.save(high, low); }
 };
@@ -293,16 +304,19 @@ template <class Vector, class Term>
     if (v + 3 * L < end) return sum + (term(v + 2 * L) + term(v + 3 * L));
     return v + 2 * L < end ? sum + term(v + 2 * L) : sum;
   };
+  const auto lane_of_group = [&](int64_t v) __attribute__((always_inline)) {
+    const Vector sum = at_distance(v);
+    return kSums < L && v + kSums < end ? sum + at_distance(v + kSums) : sum;
+  };
   ColumnSum<Vector> sums[kSums];
-  for (int64_t group = begin; group < end; group += kGroup * L) {
+#pragma GCC unroll 8
+  for (int lane = 0; lane < kSums; ++lane) {
+    if (begin + lane < end) sums[lane].begin(lane_of_group(begin + lane));
+  }
+  for (int64_t group = begin + kGroup * L; group < end; group += kGroup * L) {
 #pragma GCC unroll 8
     for (int lane = 0; lane < kSums; ++lane) {
-      if (group + lane >= end) break;
-      Vector sum = at_distance(group + lane);
-      if (kSums < L && group + lane + kSums < end) {
-        sum = sum + at_distance(group + lane + kSums);
-      }
-      sums[lane].add(sum);
+      if (group + lane < end) sums[lane].add(lane_of_group(group + lane));
     }
   }
   // Lanes past the last class hold +0, which changes no sum.
@@ -317,7 +331,8 @@ template <class Vector, class Term>
 template <class Vector, class Term>
 [[gnu::always_inline]] inline ColumnTotal<Vector> sum_of_columns(int64_t classes, Term term) {
   ColumnTotal<Vector> total;
-  for (int64_t begin = 0; begin < classes; begin += kSegment) {
+  total.begin(sum_of_segment<Vector>(0, classes < kSegment ? classes : kSegment, term));
+  for (int64_t begin = kSegment; begin < classes; begin += kSegment) {
     const int64_t end = begin + kSegment < classes ? begin + kSegment : classes;
     total.add(sum_of_segment<Vector>(begin, end, term));
   }
@@ -507,6 +522,7 @@ void staged_stats(const Panel<Storage>& z, int64_t classes,
   for (int64_t r = 0; r < tile->rows; ++r) {
     const int64_t target = tile->ignored(r) ? 0 : tile->target[r];
     tile->target_logit[r] = blocks[r / L * L * classes + target * L + r % L];
+    tile->target_class[r] = static_cast<typename Tile<Storage>::Scalar>(tile->target[r]);
   }
   for (int64_t r = 0; r < tile->rows; r += L) {
     column_extras(BlockRows<Storage>{blocks + r * classes}, r, classes, weights, want_argmax, tile);
@@ -520,6 +536,9 @@ void column_stats(const Panel<Storage>& z, int64_t classes,
                   const typename Tile<Storage>::Scalar* weights, bool want_argmax,
                   typename Tile<Storage>::Scalar* kept, Tile<Storage>* tile) {
   constexpr int L = Tile<Storage>::Vector::kLanes;
+  for (int64_t r = 0; r < tile->rows; ++r) {
+    tile->target_class[r] = static_cast<typename Tile<Storage>::Scalar>(tile->target[r]);
+  }
   for (int64_t r = 0; r < tile->rows; r += L) {
     const int64_t n = tile->rows - r < L ? tile->rows - r : L;
     column_extras(PanelRows<Storage>(z, r, n), r, classes, weights, want_argmax, tile);

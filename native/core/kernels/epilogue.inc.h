@@ -166,7 +166,8 @@ inline F64 grad_floor(F64 factor) {
 inline F64 one_nan(F64 x) { return select(x == x, x, broadcast(__builtin_nan(""))); }
 
 struct EpilogueNeeds {
-  double divisor;     // of the gradient
+  double divisor;  // of the gradient
+  double inverse_divisor;
   double weight_sum;  // of the classes, for label smoothing
   bool loss;
   bool statistics;
@@ -188,97 +189,59 @@ inline F64 counted_loss(F64 weight, F64 value) {
 
 constexpr double kMostByFactor = 40.0;
 
-// The rows of one tile, where the epilogue puts and finds what is in double.
-template <class Storage>
-struct EpilogueRows {
-  using Vector = typename Tile<Storage>::Vector;
-  static constexpr int64_t kSize = Tile<Storage>::kSize;
-
-  EpilogueRows(const EpilogueNeeds& needs_of, Tile<Storage>* tile_of)
-      : needs(needs_of), tile(*tile_of) {}
-
-  const EpilogueNeeds needs;
-  Tile<Storage>& tile;
-  double logit[kSize];
-  double reference[kSize];
-  double exponential[kSize];  // of the target
-  double largest[kSize];      // exponential of the row's maximum
-  double counted[kSize];      // 0 or 1
-  double factor[kSize];
-  double scale[kSize];
-  double floor[kSize];
-  double offset[kSize];
-  double at_target[kSize];
-
-  // The rows' targets in double: logit, reference, and exponential as the passes compute it.
-
-  [[gnu::always_inline]] void prepare(int64_t rows) {
-    for (int64_t r = 0; r < rows; r += Vector::kLanes) {
-      const Vector target_logit = load(tile.target_logit + r);
-      const Vector shift = load(tile.shift + r);
-      const Vector k = load(tile.reference + r);
-      const Exponent<Vector> exponent(k);
-      Vector any_size = broadcast(ExponentRange<Vector>::kMagic);
-      store_as_double(logit + r, target_logit);
-      store_as_double(reference + r, k);
-      store_as_double(exponential + r, gce::exponential(target_logit - shift, exponent, &any_size));
-      if (!needs.smoothed) continue;
-      const Vector maximum = load(tile.maximum + r);
-      store_as_double(largest + r, gce::exponential(maximum - shift, exponent, &any_size));
-    }
-    for (int64_t r = 0; r < rows; ++r) counted[r] = r >= tile.rows || tile.ignored(r) ? 0.0 : 1.0;
-  }
-
-  // To the types that the second pass works in.
-  [[gnu::always_inline]] void narrow_grad(int64_t rows) {
-    for (int64_t r = 0; r < rows; r += Vector::kLanes) {
-      store_narrowed(tile.grad_factor + r, factor + r);
-      store_narrowed(tile.grad_scale + r, scale + r);
-      store_narrowed(tile.grad_floor + r, floor + r);
-      store_narrowed(tile.target_grad_wide + r, at_target + r);
-      store(tile.target_grad + r, load(tile.target_grad_wide + r));
-      if (needs.smoothed) store_narrowed(tile.grad_offset + r, offset + r);
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      tile.target_class[r] = static_cast<typename Vector::Scalar>(tile.target[r]);
-    }
-  }
-};
-
-// Fills the results of F64::kLanes rows, whatever they hold. All of it is inlined: so the compiler sees that nothing
-// else points to these arrays, and keeps what it read.
+// Fills the results of the rows r to r + L - 1, whatever they hold: everything in double, F64::kLanes rows at a time.
 template <class Storage>
 class GeneralEpilogue {
  public:
-  explicit GeneralEpilogue(EpilogueRows<Storage>* rows)
-      : rows_(*rows), needs_(rows->needs), t_(rows->tile) {}
+  using Vector = typename Tile<Storage>::Vector;
 
-  [[gnu::always_inline]] void run(int64_t r) {
-    const F64 shift = load_as_double(t_.shift + r);
-    const RowTerms row = terms(r, shift);
-    t_.has_nan = t_.has_nan || !all(row.sum_high == row.sum_high);
-    const TargetStats stats = target_stats<Vector>(row, load(t_.gamma + r));
-    const F64 weight = grad_weight(stats.gamma_over_p, load(t_.gamma + r), load(t_.threshold + r));
-    const Mask64 ignored = load(rows_.counted + r) == broadcast(0.0);
-    if (needs_.loss || needs_.statistics) write_loss(r, row, stats, weight, shift, ignored);
-    if (needs_.grad) write_grad(r, row, stats, weight, ignored);
+  GeneralEpilogue(const EpilogueNeeds& needs, int64_t r, Tile<Storage>* tile)
+      : needs_(needs), begin_(r), t_(*tile) {}
+
+  void run() {
+    prepare();
+    for (int64_t i = 0; i < Vector::kLanes; i += F64::kLanes) {
+      const int64_t r = begin_ + i;
+      const F64 shift = load_as_double(t_.shift + r);
+      const RowTerms row = terms(i, shift);
+      const TargetStats stats = target_stats<Vector>(row, load(t_.gamma + r));
+      const F64 weight =
+          grad_weight(stats.gamma_over_p, load(t_.gamma + r), load(t_.threshold + r));
+      const Mask64 ignored = negative(t_.target + r);
+      if (needs_.loss || needs_.statistics) write_loss(r, row, stats, weight, shift, ignored);
+      if (needs_.grad) write_grad(r, row, stats, weight, ignored);
+    }
+    if (needs_.grad) narrow_grad();
   }
 
  private:
-  using Vector = typename Tile<Storage>::Vector;
-
-  [[gnu::always_inline]] RowTerms terms(int64_t r, F64 shift) {
-    const F64 high = load(t_.sum_high + r);
-    const F64 low = load(t_.sum_low + r);
-    const F64 raised = exponent_of(high + low);
-    const F64 scale = scale_by_integer(broadcast(1.0), broadcast(0.0) - raised);
-    if (needs_.smoothed) store(rows_.largest + r, load(rows_.largest + r) * scale);
-    return {load(rows_.logit + r) - shift, load(rows_.reference + r) + raised,
-            load(rows_.exponential + r) * scale, high * scale, low * scale, raised};
+  // The rows' targets in double: logit, reference, and exponential as the passes compute it.
+  void prepare() {
+    const Vector target_logit = load(t_.target_logit + begin_);
+    const Vector shift = load(t_.shift + begin_);
+    const Vector k = load(t_.reference + begin_);
+    const Exponent<Vector> exponent(k);
+    Vector any_size = broadcast(ExponentRange<Vector>::kMagic);
+    store_as_double(logit_, target_logit);
+    store_as_double(reference_, k);
+    store_as_double(exponential_, exponential(target_logit - shift, exponent, &any_size));
+    if (!needs_.smoothed) return;
+    const Vector maximum = load(t_.maximum + begin_);
+    store_as_double(largest_, exponential(maximum - shift, exponent, &any_size));
   }
 
-  [[gnu::always_inline]] void write_loss(int64_t r, const RowTerms& row, const TargetStats& stats,
-                                         F64 weight, F64 shift, Mask64 ignored) {
+  RowTerms terms(int64_t i, F64 shift) {
+    const F64 high = load(t_.sum_high + begin_ + i);
+    const F64 low = load(t_.sum_low + begin_ + i);
+    const F64 raised = exponent_of(high + low);
+    const F64 scale = scale_by_integer(broadcast(1.0), broadcast(0.0) - raised);
+    if (needs_.smoothed) store(largest_ + i, load(largest_ + i) * scale);
+    return {load(logit_ + i) - shift, load(reference_ + i) + raised,
+            load(exponential_ + i) * scale, high * scale, low * scale, raised};
+  }
+
+  void write_loss(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight, F64 shift,
+                  Mask64 ignored) {
     const F64 zero = broadcast(0.0);
     const F64 gamma = load(t_.gamma + r);
     const F64 b = load(t_.threshold + r);
@@ -304,16 +267,16 @@ class GeneralEpilogue {
 
   // Label smoothing's part, with m the row's maximum:
   // sum_v c_v (-log q_v) = C log(sum_v e^(z_v - m)) + sum_v c_v (m - z_v), two terms of one sign.
-  [[gnu::always_inline]] F64 smooth_loss(int64_t r, const RowTerms& row) const {
-    const F64 of_sum = log((row.sum_high + row.sum_low) / load(rows_.largest + r));
+  F64 smooth_loss(int64_t r, const RowTerms& row) const {
+    const F64 of_sum = log((row.sum_high + row.sum_low) / load(largest_ + (r - begin_)));
     const F64 high = load(t_.spread_high + r);
     const F64 low = load(t_.spread_low + r);  // means nothing where the other is infinite
     const F64 spread = high + select(high - high == broadcast(0.0), low, broadcast(0.0));
     return counted_loss(load(t_.smooth_weight + r), broadcast(needs_.weight_sum) * of_sum + spread);
   }
 
-  [[gnu::always_inline]] void write_grad(int64_t r, const RowTerms& row, const TargetStats& stats,
-                                         F64 weight, Mask64 ignored) {
+  void write_grad(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight,
+                  Mask64 ignored) {
     const F64 zero = broadcast(0.0);
     const F64 divisor = broadcast(needs_.divisor);
     const F64 upstream = load(t_.upstream + r);
@@ -325,7 +288,7 @@ class GeneralEpilogue {
       const F64 of_all = smooth * broadcast(needs_.weight_sum);
       factor = slope + of_all;
       at_target = at_target + (of_all * stats.prob.p - smooth * load(t_.class_weight + r));
-      store(rows_.offset + r, select(ignored, zero, zero - smooth));
+      store(offset_ + (r - begin_), select(ignored, zero, zero - smooth));
     }
     factor = select(ignored, zero, one_nan(factor / (row.sum_high + row.sum_low)));
     // For exponentials of the pass's own reference: the factor brings them down, or grad_scale if the factor
@@ -335,15 +298,36 @@ class GeneralEpilogue {
     const Mask64 by_scale = broadcast(kMostByFactor) < row.raised;
     const F64 least = broadcast(static_cast<double>(ExponentRange<Vector>::kLeast) + 1.0);
     const F64 floor = max(least, grad_floor<Vector>(factor) + row.raised);
-    store(rows_.factor + r, select(by_scale, factor, factor * down));
-    store(rows_.scale + r, select(by_scale, down, one));
-    store(rows_.floor + r, scale_by_integer(one, floor));
-    store(rows_.at_target + r, one_nan(at_target));
+    store(factor_ + (r - begin_), select(by_scale, factor, factor * down));
+    store(scale_ + (r - begin_), select(by_scale, down, one));
+    store(floor_ + (r - begin_), scale_by_integer(one, floor));
+    store(at_target_ + (r - begin_), one_nan(at_target));
   }
 
-  EpilogueRows<Storage>& rows_;
+  // To the types that the second pass works in.
+  void narrow_grad() {
+    store_narrowed(t_.grad_factor + begin_, factor_);
+    store_narrowed(t_.grad_scale + begin_, scale_);
+    store_narrowed(t_.grad_floor + begin_, floor_);
+    store_narrowed(t_.target_grad_wide + begin_, at_target_);
+    store(t_.target_grad + begin_, load(t_.target_grad_wide + begin_));
+    if (needs_.smoothed) store_narrowed(t_.grad_offset + begin_, offset_);
+  }
+
+  static constexpr int kLanes = Vector::kLanes;
+
   const EpilogueNeeds& needs_;
+  const int64_t begin_;
   Tile<Storage>& t_;
+  alignas(64) double logit_[kLanes];
+  double reference_[kLanes];
+  double exponential_[kLanes];  // of the target
+  double largest_[kLanes];      // exponential of the row's maximum
+  double factor_[kLanes];
+  double scale_[kLanes];
+  double floor_[kLanes];
+  double offset_[kLanes];
+  double at_target_[kLanes];
 };
 
 }  // namespace

@@ -1,116 +1,142 @@
-// The epilogue of float rows in the common case: fewer divisions, shorter polynomials. Included by ../kernels.inc.h.
+// The epilogue of float rows in the common case: fewer divisions, shorter polynomials, all of it in registers.
+// Included by ../kernels.inc.h.
 //
 // In double, with S the sum of exponentials, e the target's, d = 1 - gamma, D = gamma S + d e and one division
 // r = 1/(S D):   p = e/S = e D r,   w = e/D = e S r,   L = -log(gamma + d p)/d,   grad factor w/S.
 // Relative errors are below 1e-9, and that of 1 - p is the general one's: results that become floats have the same
-// accuracy. Of rows that are not common (see `common`) the general epilogue's results stay.
+// accuracy.
 
 namespace gce {
 namespace {
 
-// Step by step for all rows, so that a CPU that waits for one has the others at hand.
+// A vector of floats as two of doubles: every operation is done for both, so that one need not wait for the other.
+struct F64Pair {
+  F64 of[2];
+};
+template <class Of>
+[[gnu::always_inline]] inline F64Pair each(Of of) {
+  return {{of(0), of(1)}};
+}
+inline F64Pair load_pair(const double* p) { return {{load(p), load(p + F64::kLanes)}}; }
+inline void store_pair(double* p, const F64Pair& x) {
+  store(p, x.of[0]);
+  store(p + F64::kLanes, x.of[1]);
+}
+inline F64Pair widen(F32 x) { return {{widen_low(x), widen_high(x)}}; }
+inline F32 narrow(const F64Pair& x) { return narrow(x.of[0], x.of[1]); }
+
+// Fills the results of rows r to r + F32::kLanes - 1. Those of rows that are not common are the general epilogue's: rows
+// with a threshold, or a gamma below kLeastCommonGamma other than 0, or p below 2^-100 of the reference, or a factor
+// that cannot take the sum's size in, or a NaN.
 template <class Storage>
 class CommonEpilogue {
  public:
-  explicit CommonEpilogue(EpilogueRows<Storage>* rows) : rows_(*rows), t_(rows->tile) {}
+  CommonEpilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) : needs_(needs), t_(*tile) {}
 
-  [[gnu::always_inline]] void run(int64_t count) {
-    for (int64_t r = 0; r < count; r += F64::kLanes) prepare(r);
-    for (int64_t r = 0; r < count; r += F64::kLanes) probabilities(r);
-    for (int64_t r = 0; r < count && rows_.needs.loss; r += F64::kLanes) losses(r);
+  [[gnu::always_inline]] void run(int64_t r) {
+    const F64 zero = broadcast(0.0);
+    const F64 one = broadcast(1.0);
+    const F64 log2e = broadcast(static_cast<double>(Log2E<F32>::kValue));
+    const F32 reference32 = load(t_.reference + r);
+    const F32 logit32 = load(t_.target_logit + r) - load(t_.shift + r);
+    const F64Pair reference = widen(reference32);
+    const F64Pair logit = widen(logit32);
+    const F64Pair high = load_pair(t_.sum_high + r);
+    const F64Pair low = load_pair(t_.sum_low + r);
+    const F64Pair gamma = load_pair(t_.gamma + r);
+    const F64Pair sum = each([&](int u) { return high.of[u] + low.of[u]; });
+    const F64Pair raised = each([&](int u) { return exponent_of(sum.of[u]); });
+    const F64Pair x =
+        each([&](int u) { return fused_mul_sub(logit.of[u], log2e, reference.of[u]); });
+    const Mask64 ignored[2] = {negative(t_.target + r), negative(t_.target + r + F64::kLanes)};
+    Mask64 common[2];
+    for (int u = 0; u < 2; ++u) {
+      common[u] = (broadcast(-100.0) < x.of[u]) & (raised.of[u] < broadcast(kMostByFactor));
+      if (!t_.options_are_common) common[u] = common[u] & has_common_options(r + u * F64::kLanes);
+      common[u] = common[u] | ignored[u];
+    }
+    t_.has_nan = t_.has_nan || !(all(sum.of[0] == sum.of[0]) && all(sum.of[1] == sum.of[1]));
+    const bool all_common = all(common[0]) && all(common[1]);
+    if (!all_common) general(r);
+    const auto put = [&](double* array, const F64Pair& value) {
+      const F64Pair there = load_pair(array);
+      store_pair(array, each([&](int u) {
+                   return all_common ? value.of[u] : select(common[u], value.of[u], there.of[u]);
+                 }));
+    };
+    const auto put_narrow = [&](float* array, const F64Pair& value) {
+      const F64Pair there = widen(load(array));
+      store(array, narrow(each([&](int u) {
+              return all_common ? value.of[u] : select(common[u], value.of[u], there.of[u]);
+            })));
+    };
+
+    // The target's exponential: see target_stats.
+    F32 any_size = broadcast(ExponentRange<F32>::kMagic);
+    const F64Pair as_summed =
+        widen(exponential(logit32, Exponent<F32>(reference32), &any_size));
+    const F64Pair shifted = each([&](int u) { return x.of[u] + broadcast(kPowerMagic64); });
+    const F64Pair fraction = each([&](int u) {
+      const F64 whole = reference.of[u] + (shifted.of[u] - broadcast(kPowerMagic64));
+      return mul_add(x.of[u], broadcast(Log2E<F32>::kStretch),
+                     fused_mul_sub(logit.of[u], log2e, whole));
+    });
+    const F64Pair e = each([&](int u) {
+      const F64 anew = power(shifted.of[u]) * horner<7>(fraction.of[u], kExp2ForFloat);
+      return select(x.of[u] < raised.of[u] - broadcast(2.0), anew, as_summed.of[u]);
+    });
+
+    const F64Pair delta = each([&](int u) { return one - gamma.of[u]; });
+    const F64Pair d_sum =
+        each([&](int u) { return mul_add(gamma.of[u], sum.of[u], delta.of[u] * e.of[u]); });
+    const F64Pair inverse = each([&](int u) { return one / (sum.of[u] * d_sum.of[u]); });
+    const F64Pair inverse_sum = each([&](int u) { return inverse.of[u] * d_sum.of[u]; });
+    const F64Pair one_minus_p = each([&](int u) {
+      return max(zero, (high.of[u] - e.of[u]) + low.of[u]) * inverse_sum.of[u];
+    });
+    const F64Pair row_weight = load_pair(t_.row_weight + r);
+    if (needs_.grad) {
+      const F64Pair upstream = load_pair(t_.upstream + r);
+      const F64 inverse_divisor = broadcast(needs_.inverse_divisor);
+      const F64Pair slope = each([&](int u) {
+        const F64 weight = e.of[u] * (sum.of[u] * inverse.of[u]);
+        return weight * ((row_weight.of[u] * inverse_divisor) * upstream.of[u]);
+      });
+      const F64Pair factor = each([&](int u) {
+        return select(ignored[u], zero, one_nan(slope.of[u] * inverse_sum.of[u]));
+      });
+      put_narrow(t_.grad_factor + r, factor);
+      put_narrow(t_.grad_scale + r, {{one, one}});
+      put_narrow(t_.grad_floor + r,
+                 each([&](int u) { return floor_of(factor.of[u], raised.of[u]); }));
+      put_narrow(t_.target_grad_wide + r, each([&](int u) {
+                   return one_nan(zero - slope.of[u] * one_minus_p.of[u]);
+                 }));
+      store(t_.target_grad + r, load(t_.target_grad_wide + r));
+    }
+    if (!needs_.loss) return;
+    const F64Pair inverse_delta = load_pair(t_.inverse_delta + r);
+    put(t_.loss + r, each([&](int u) {
+          const F64 away = delta.of[u] * one_minus_p.of[u];
+          const Mask64 near_one = away < broadcast(0.5);
+          const F64 p = e.of[u] * inverse_sum.of[u];
+          const F64 v = select(near_one, one - away, mul_add(delta.of[u], p, gamma.of[u]));
+          const F64 lost = keep((one - v) - away, near_one);
+          const F64 loss = (zero - (log_for_float(v) + lost)) * inverse_delta.of[u];
+          const F64 of_row =
+              select(delta.of[u] == zero, one_minus_p.of[u], loss) * row_weight.of[u];
+          return select(ignored[u], zero, one_nan(of_row));
+        }));
   }
 
  private:
-  // The target's exponential, or all of the general epilogue.
-  [[gnu::always_inline]] void prepare(int64_t r) {
-    const F64 logit = load(rows_.logit + r) - load_as_double(t_.shift + r);
-    const F64 reference = load(rows_.reference + r);
-    const F64 sum = load(t_.sum_high + r) + load(t_.sum_low + r);
-    const F64 raised = exponent_of(sum);
-    const F64 log2e = broadcast(static_cast<double>(Log2E<F32>::kValue));
-    const F64 x = fused_mul_sub(logit, log2e, reference);
-    t_.has_nan = t_.has_nan || !all(sum == sum);
-    const F64 common = is_common(r, x, raised);
-    all_common_ = all_common_ && all(common == broadcast(1.0));
-    if (!all(common == broadcast(1.0))) GeneralEpilogue<Storage>(&rows_).run(r);
-    store(common_ + r, common);
-    store(raised_ + r, raised);
-    store(rows_.exponential + r,
-          select(x < raised - broadcast(2.0), exponential_of(logit, reference, x),
-                 load(rows_.exponential + r)));
-  }
+  [[gnu::noinline]] void general(int64_t r) { GeneralEpilogue<Storage>(needs_, r, &t_).run(); }
 
-  // p, 1 - p, and the gradient.
-  [[gnu::always_inline]] void probabilities(int64_t r) {
+  [[gnu::always_inline]] Mask64 has_common_options(int64_t r) const {
     const F64 zero = broadcast(0.0);
-    const F64 one = broadcast(1.0);
-    const F64 high = load(t_.sum_high + r);
-    const F64 low = load(t_.sum_low + r);
-    const F64 sum = high + low;
     const F64 gamma = load(t_.gamma + r);
-    const F64 e = load(rows_.exponential + r);
-    const F64 d_sum = mul_add(gamma, sum, (one - gamma) * e);
-    const F64 inverse = one / (sum * d_sum);
-    const F64 inverse_sum = inverse * d_sum;
-    const F64 one_minus_p = max(zero, (high - e) + low) * inverse_sum;
-    store(one_minus_p_ + r, one_minus_p);
-    store(p_ + r, e * inverse_sum);
-    if (!rows_.needs.grad) return;
-    const F64 weight = e * (sum * inverse);
-    const F64 row_weight = load(t_.row_weight + r) * broadcast(1.0 / rows_.needs.divisor);
-    const F64 slope = weight * (row_weight * load(t_.upstream + r));
-    const Mask64 ignored = load(rows_.counted + r) == zero;
-    const F64 factor = select(ignored, zero, one_nan(slope * inverse_sum));
-    put(r, factor, rows_.factor);
-    put(r, one, rows_.scale);
-    put(r, scale_by_integer(one, floor_of(factor, load(raised_ + r))), rows_.floor);
-    put(r, one_nan(zero - slope * one_minus_p), rows_.at_target);
-  }
-
-  [[gnu::always_inline]] void losses(int64_t r) {
-    const F64 zero = broadcast(0.0);
-    const F64 one = broadcast(1.0);
-    const F64 gamma = load(t_.gamma + r);
-    const F64 delta = one - gamma;
-    const F64 one_minus_p = load(one_minus_p_ + r);
-    const F64 u = delta * one_minus_p;
-    const Mask64 near_one = u < broadcast(0.5);
-    const F64 v = select(near_one, one - u, mul_add(delta, load(p_ + r), gamma));
-    const F64 lost = select(near_one, (one - v) - u, zero);
-    const F64 quotient = (zero - (log_for_float(v) + lost)) * load(t_.inverse_delta + r);
-    const F64 of_row = select(delta == zero, one_minus_p, quotient) * load(t_.row_weight + r);
-    const Mask64 ignored = load(rows_.counted + r) == zero;
-    put(r, select(ignored, zero, one_nan(of_row)), t_.loss);
-  }
-
-  // Rows that are not common keep what is there.
-  [[gnu::always_inline]] void put(int64_t r, F64 value, double* array) {
-    const Mask64 common = load(common_ + r) == broadcast(1.0);
-    store(array + r, all_common_ ? value : select(common, value, load(array + r)));
-  }
-
-  // 1 where there is no threshold; gamma is 0 or no tiny number; p is not below 2^-100 of the sum's reference; a
-  // factor takes the sum's size in; and nothing is NaN. And where the row is ignored. Else 0.
-  [[gnu::always_inline]] F64 is_common(int64_t r, F64 x, F64 raised) {
-    const F64 zero = broadcast(0.0);
-    const F64 one = broadcast(1.0);
-    const F64 gamma = load(t_.gamma + r);
-    F64 common = select(broadcast(-100.0) < x, one, zero);
-    common = select(raised < broadcast(kMostByFactor), common, zero);
-    common = select(load(t_.threshold + r) == zero, common, zero);
-    common = select(gamma < broadcast(0x1p-100), select(gamma == zero, common, zero), common);
-    return select(load(rows_.counted + r) == zero, one, common);
-  }
-
-  // 2^x with the rounding of Log2E undone; see target_stats.
-  [[gnu::always_inline]] static F64 exponential_of(F64 logit, F64 reference, F64 x) {
-    const F64 magic = broadcast(kPowerMagic64);
-    const F64 shifted = x + magic;
-    const F64 whole = shifted - magic;
-    const F64 log2e = broadcast(static_cast<double>(Log2E<F32>::kValue));
-    const F64 fraction = mul_add(x, broadcast(Log2E<F32>::kStretch),
-                                 fused_mul_sub(logit, log2e, reference + whole));
-    return power(shifted) * horner<7>(fraction, kExp2ForFloat);
+    return (not_less(gamma, broadcast(kLeastCommonGamma)) | (gamma == zero)) &
+           (load(t_.threshold + r) == zero);
   }
 
   // As in GeneralEpilogue::write_grad, for a factor that is not normalised.
@@ -118,36 +144,32 @@ class CommonEpilogue {
     const F64 magnitude = max(max(factor, broadcast(0.0) - factor), broadcast(0x1p-1022));
     const F64 exact = broadcast(-126.0) - exponent_of(magnitude);
     const F64 most = raised - broadcast(32.0);
-    return max(broadcast(static_cast<double>(ExponentRange<F32>::kLeast) + 1.0),
-               select(exact < most, exact, most));
+    const F64 least = broadcast(static_cast<double>(ExponentRange<F32>::kLeast) + 1.0);
+    return scale_by_integer(broadcast(1.0), max(least, select(exact < most, exact, most)));
   }
 
-  EpilogueRows<Storage>& rows_;
+  const EpilogueNeeds needs_;
   Tile<Storage>& t_;
-  bool all_common_ = true;
-  double common_[Tile<Storage>::kSize];
-  double raised_[Tile<Storage>::kSize];
-  double p_[Tile<Storage>::kSize];
-  double one_minus_p_[Tile<Storage>::kSize];
 };
 
 // Fills the results of one tile.
 template <class Storage>
-[[gnu::always_inline]] inline void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) {
+void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) {
   using Vector = typename Tile<Storage>::Vector;
-  EpilogueRows<Storage> rows(needs, tile);
-  const int64_t count = (tile->rows + Vector::kLanes - 1) / Vector::kLanes * Vector::kLanes;
   tile->has_nan = false;
-  rows.prepare(count);
-  bool done = false;
   if constexpr (sizeof(typename Vector::Scalar) == sizeof(float)) {
-    done = needs.may_be_common();
-    if (done) CommonEpilogue<Storage>(&rows).run(count);
+    if (needs.may_be_common()) {
+      CommonEpilogue<Storage> epilogue(needs, tile);
+      for (int64_t r = 0; r < tile->rows; r += Vector::kLanes) epilogue.run(r);
+      return;
+    }
   }
-  for (int64_t r = 0; r < count && !done; r += F64::kLanes) {
-    GeneralEpilogue<Storage>(&rows).run(r);
+  for (int64_t r = 0; r < tile->rows; r += Vector::kLanes) {
+    GeneralEpilogue<Storage>(needs, r, tile).run();
   }
-  if (needs.grad) rows.narrow_grad(count);
+  for (int64_t r = 0; r < tile->rows; ++r) {
+    tile->has_nan = tile->has_nan || tile->sum_high[r] != tile->sum_high[r];
+  }
 }
 
 }  // namespace

@@ -11,10 +11,13 @@ struct Tile {
   using Scalar = typename Vector::Scalar;
   static constexpr int64_t kSize = kMaxTileRows;
 
-  int64_t rows;
+  // Each array is a whole number of cache lines, so that no vector straddles two.
+  alignas(64) int64_t rows;
+  bool has_nan;             // some row's sum is NaN
+  bool options_are_common;  // no row has a threshold, or a gamma that is tiny and not 0
 
   // from load_run; target_logit of staged rows from their block
-  char* logits[kSize];
+  alignas(64) char* logits[kSize];
   char* grad[kSize];
   int64_t target[kSize];  // -1: ignored
   double gamma[kSize];
@@ -46,10 +49,9 @@ struct Tile {
   Scalar grad_scale[kSize];
   Scalar grad_floor[kSize];
   Scalar grad_offset[kSize];
-  Scalar target_class[kSize];  // the target, for a lane to compare
+  Scalar target_class[kSize];  // the target, for a lane of column_grad to compare
   Scalar target_grad_wide[kSize];
   Storage target_grad[kSize];
-  bool has_nan;  // some row's sum is NaN
 
   // The arrays are padded to whole vectors: every lane must hold a number from the start.
   Tile() { memset(static_cast<void*>(this), 0, sizeof(*this)); }
@@ -168,6 +170,20 @@ inline bool weights_vary(const RowProblem& problem) {
          problem.smooth_weights != nullptr;
 }
 
+constexpr double kLeastCommonGamma = 0x1p-100;
+
+// Fills options_are_common from the first `rows` rows.
+template <class Storage>
+void look_at_options(int64_t rows, Tile<Storage>* tile) {
+  bool common = true;
+  for (int64_t r = 0; r < rows; ++r) {
+    const double gamma = tile->gamma[r];
+    common &= (gamma == 0.0) | (gamma >= kLeastCommonGamma);
+    common &= tile->threshold[r] == 0.0;
+  }
+  tile->options_are_common = common;
+}
+
 // What is the same for all rows, once for all tiles.
 template <class Storage>
 void fill_constants(const RowProblem& problem, Tile<Storage>* tile) {
@@ -178,6 +194,7 @@ void fill_constants(const RowProblem& problem, Tile<Storage>* tile) {
     tile->upstream[r] = problem.arrays[kGradOutput].constant;
   }
   fill_inverse_delta(0, kMaxTileRows, tile);
+  look_at_options(kMaxTileRows, tile);
 }
 
 // Fills rows [at, at + n) of the tile from one run of the cursor.

@@ -61,6 +61,12 @@ inline Mask32 operator==(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ
 inline Mask64 operator==(F64 a, F64 b) { return {_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)}; }
 inline F32 select(Mask32 m, F32 yes, F32 no) { return {_mm256_blendv_ps(no.v, yes.v, m.m)}; }
 inline F64 select(Mask64 m, F64 yes, F64 no) { return {_mm256_blendv_pd(no.v, yes.v, m.m)}; }
+inline Mask64 operator&(Mask64 a, Mask64 b) { return {_mm256_and_pd(a.m, b.m)}; }
+inline Mask64 operator|(Mask64 a, Mask64 b) { return {_mm256_or_pd(a.m, b.m)}; }
+inline Mask64 negative(const int64_t* p) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_castsi256_pd(_mm256_cmpgt_epi64(_mm256_setzero_si256(), x))};
+}
 inline bool any(Mask32 m) { return _mm256_movemask_ps(m.m) != 0; }
 inline bool any(Mask64 m) { return _mm256_movemask_pd(m.m) != 0; }
 inline bool all(Mask32 m) { return _mm256_movemask_ps(m.m) == 0xff; }

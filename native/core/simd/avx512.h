@@ -72,6 +72,9 @@ inline F32 select(Mask32 m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m.m,
 inline F64 select(Mask64 m, F64 yes, F64 no) { return {_mm512_mask_blend_pd(m.m, no.v, yes.v)}; }
 inline F32 keep(F32 x, Mask32 m) { return {_mm512_maskz_mov_ps(m.m, x.v)}; }
 inline F64 keep(F64 x, Mask64 m) { return {_mm512_maskz_mov_pd(m.m, x.v)}; }
+inline Mask64 operator&(Mask64 a, Mask64 b) { return {static_cast<__mmask8>(a.m & b.m)}; }
+inline Mask64 operator|(Mask64 a, Mask64 b) { return {static_cast<__mmask8>(a.m | b.m)}; }
+inline Mask64 negative(const int64_t* p) { return {_mm512_movepi64_mask(_mm512_loadu_si512(p))}; }
 inline bool any(Mask32 m) { return m.m != 0; }
 inline bool any(Mask64 m) { return m.m != 0; }
 inline bool all(Mask32 m) { return m.m == 0xffff; }

@@ -69,6 +69,13 @@ inline F64 select(Mask64 m, F64 yes, F64 no) {
   return {reinterpret_cast<DoubleX2>((m.m & reinterpret_cast<Int64X2>(yes.v)) |
                                      (~m.m & reinterpret_cast<Int64X2>(no.v)))};
 }
+inline Mask64 operator&(Mask64 a, Mask64 b) { return {a.m & b.m}; }
+inline Mask64 operator|(Mask64 a, Mask64 b) { return {a.m | b.m}; }
+inline Mask64 negative(const int64_t* p) {
+  Int64X2 x;
+  memcpy(&x, p, sizeof(x));
+  return {x < 0};
+}
 inline bool any(Mask64 m) { return (m.m[0] | m.m[1]) != 0; }
 inline bool all(Mask64 m) { return (m.m[0] & m.m[1]) != 0; }
 inline bool any(Mask32 m) { return any(Mask64{reinterpret_cast<Int64X2>(m.m)}); }

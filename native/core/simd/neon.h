@@ -56,6 +56,9 @@ inline Mask32 operator==(F32 a, F32 b) { return {vceqq_f32(a.v, b.v)}; }
 inline Mask64 operator==(F64 a, F64 b) { return {vceqq_f64(a.v, b.v)}; }
 inline F32 select(Mask32 m, F32 yes, F32 no) { return {vbslq_f32(m.m, yes.v, no.v)}; }
 inline F64 select(Mask64 m, F64 yes, F64 no) { return {vbslq_f64(m.m, yes.v, no.v)}; }
+inline Mask64 operator&(Mask64 a, Mask64 b) { return {vandq_u64(a.m, b.m)}; }
+inline Mask64 operator|(Mask64 a, Mask64 b) { return {vorrq_u64(a.m, b.m)}; }
+inline Mask64 negative(const int64_t* p) { return {vcltzq_s64(vld1q_s64(p))}; }
 inline bool any(Mask32 m) { return vmaxvq_u32(m.m) != 0; }
 inline bool all(Mask32 m) { return vminvq_u32(m.m) != 0; }
 inline bool any(Mask64 m) { return vmaxvq_u32(vreinterpretq_u32_u64(m.m)) != 0; }
