@@ -185,8 +185,16 @@ PyObject* keywords_of_positional[3];
 
 int positional_count(Takes takes) { return takes == kRowStats ? 2 : 3; }
 
-bool is_keyword(PyObject* keyword, PyObject* interned) {
-  return keyword == interned || PyUnicode_Compare(keyword, interned) == 0;
+// The index of a keyword among n names that are interned. Nearly always it is interned too: pointers are compared
+// first.
+int index_of(PyObject* keyword, PyObject* const* names, int n) {
+  for (int i = 0; i < n; ++i) {
+    if (keyword == names[i]) return i;
+  }
+  for (int i = 0; i < n; ++i) {
+    if (PyUnicode_Compare(keyword, names[i]) == 0) return i;
+  }
+  return -1;
 }
 
 void set_positional(Call* call, int i, PyObject* object) {
@@ -214,20 +222,14 @@ void set_option(Call* call, const Option& option, PyObject* object) {
 
 // Sets the option with this keyword; false if this function has none.
 bool take_keyword(Call* call, Takes takes, PyObject* keyword, PyObject* object) {
-  for (size_t i = 0; i < kOptionCount; ++i) {
-    if ((kOptions[i].takes & takes) != 0 && is_keyword(keyword, keywords_of_options[i])) {
-      set_option(call, kOptions[i], object);
-      return true;
-    }
-  }
-  return false;
+  const int i = index_of(keyword, keywords_of_options, static_cast<int>(kOptionCount));
+  if (i < 0 || (kOptions[i].takes & takes) == 0) return false;
+  set_option(call, kOptions[i], object);
+  return true;
 }
 
 int positional_named(Takes takes, PyObject* keyword) {
-  for (int i = 0; i < positional_count(takes); ++i) {
-    if (is_keyword(keyword, keywords_of_positional[i])) return i;
-  }
-  return -1;
+  return index_of(keyword, keywords_of_positional, positional_count(takes));
 }
 
 }  // namespace

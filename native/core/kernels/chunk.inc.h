@@ -122,7 +122,8 @@ class Worker {
                p_.arrays[kGrad].data != nullptr,
                p_.value == GCE_VALUE_SURROGATE,
                p_.smooth_weights != nullptr} {
-    for (Tile<Storage>& t : tiles_) fill_constants(p_, &t);
+    fill_constants(p_, &tiles_[0]);
+    if (needs_.grad && p_.layout == kRowsDirect) fill_constants(p_, &tiles_[1]);
   }
 
   void run(NextChunk next, void* chunks, PairSum* loss_sums) {
@@ -254,7 +255,6 @@ class Worker {
       with_finish(r, previous(), [&](const auto& finish) {
         row_sum<true>(z, p_.classes, r, kept(r), finish, &t);
       });
-      write_target(r, previous());
     }
     if (smooth_weights() == nullptr && !want_argmax()) return;
     row_extremes(z, p_.classes, r, &t);
@@ -268,32 +268,30 @@ class Worker {
   void with_finish(int64_t r, Tile<Storage>& t, Action action) {
     if (t.grad_scale[r] != 1) scale_kept(p_.classes, r, kept(r), &t);
     const bool aligned = reinterpret_cast<uintptr_t>(t.grad[r]) % sizeof(Storage) == 0;
+    const auto finish_with = [&](auto finish) {
+      action(finish);
+      finish.put_target(t.target[r], t.target_grad[r]);
+    };
     if (smooth_weights() != nullptr) {
-      action(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept(r), {smooth_weights()}, r, t,
-                                                               p_.classes));
+      finish_with(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept(r), {smooth_weights()}, r,
+                                                                    t, p_.classes));
     } else if (p_.stream_grad && aligned) {
-      action(RowFinish<true, Storage, NoOffset>(kept(r), {}, r, t, p_.classes));
+      finish_with(RowFinish<true, Storage, NoOffset>(kept(r), {}, r, t, p_.classes));
     } else {
-      action(RowFinish<false, Storage, NoOffset>(kept(r), {}, r, t, p_.classes));
+      finish_with(RowFinish<false, Storage, NoOffset>(kept(r), {}, r, t, p_.classes));
     }
   }
-
   void finish_row(int64_t r, Tile<Storage>& t) {
     with_finish(r, t, [](const auto& finish) {
       finish.begin();
       finish.rest(0);
     });
-    write_target(r, t);
   }
   void finish_rows(int64_t from, Tile<Storage>& t) {
     for (int64_t r = from; r < t.rows; ++r) {
       if (!finish_special_row(p_.classes, r, t)) finish_row(r, t);
     }
   }
-  void write_target(int64_t r, const Tile<Storage>& t) {
-    write(t.grad[r] + t.target[r] * static_cast<int64_t>(sizeof(Storage)), t.target_grad[r]);
-  }
-
   const Storage* logits_row(int64_t r) {
     if (p_.layout == kRowsDirect) return reinterpret_cast<const Storage*>(tile().logits[r]);
     Storage* gathered = reinterpret_cast<Storage*>(scratch_);

@@ -143,7 +143,8 @@ struct WeightedOffset {
 };
 
 // The second pass of one row, piecewise: from the exponentials that its first pass kept to its gradient. Where it
-// streams, whole(v) starts at the first vector of aligned memory, `lead` classes into the row.
+// streams, whole(v) starts at the first vector of aligned memory, `lead` classes into the row; and the target's
+// gradient is streamed with the vector that it is in, once more: an ordinary store would first read its line back.
 template <bool kStream, class Storage, class Offset>
 class RowFinish {
  public:
@@ -162,6 +163,9 @@ class RowFinish {
     if (!kStream) return;
     const uintptr_t past = reinterpret_cast<uintptr_t>(out_) % (L * sizeof(Storage));
     lead_ = static_cast<int64_t>((L * sizeof(Storage) - past) / sizeof(Storage)) % L;
+    prefetch_to_write(out_ + classes - 1);
+    target_ = tile.target[r];
+    if (target_is_streamed()) store(target_vector_, grad(load(kept_ + start_of_target())));
   }
 
   void begin() const {
@@ -181,9 +185,23 @@ class RowFinish {
     for (; v + L <= end(); v += L) whole(v);
     if (v < end()) part(lead_ + v, end() - v);
   }
+  // After all the rest.
+  void put_target(int64_t target, Storage value) {
+    if (!target_is_streamed()) {
+      write(reinterpret_cast<char*>(out_ + target), value);
+      return;
+    }
+    target_vector_[target - start_of_target()] = value;
+    stream(out_ + start_of_target(), load(target_vector_));  // exact in the vector's precision
+  }
 
  private:
   static constexpr int L = Vector::kLanes;
+
+  int64_t start_of_target() const { return lead_ + (target_ - lead_) / L * L; }
+  bool target_is_streamed() const {
+    return kStream && target_ >= lead_ && start_of_target() + L <= classes_;
+  }
 
   Vector grad(Vector e) const { return keep(e * factor_, not_less(e, floor_)); }
   void part(int64_t v, int64_t n) const {
@@ -199,6 +217,8 @@ class RowFinish {
   Vector offset_of_row_;
   Offset offset_;
   int64_t lead_ = 0;
+  int64_t target_ = 0;
+  alignas(64) Storage target_vector_[L];  // of the gradient, if it is streamed
 };
 
 struct NothingToFinish {

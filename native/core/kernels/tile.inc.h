@@ -53,8 +53,8 @@ struct Tile {
   Scalar target_grad_wide[kSize];
   Storage target_grad[kSize];
 
-  // The arrays are padded to whole vectors: every lane must hold a number from the start.
-  Tile() { memset(static_cast<void*>(this), 0, sizeof(*this)); }
+  // Before the first use: the arrays are padded to whole vectors, of which every lane must hold a number.
+  void clear() { memset(static_cast<void*>(this), 0, sizeof(*this)); }
 
   bool ignored(int64_t r) const { return target[r] < 0; }
   // Such rows' gradients are target_grad throughout.
@@ -187,6 +187,7 @@ void look_at_options(int64_t rows, Tile<Storage>* tile) {
 // What is the same for all rows, once for all tiles.
 template <class Storage>
 void fill_constants(const RowProblem& problem, Tile<Storage>* tile) {
+  tile->clear();
   for (int64_t r = 0; r < kMaxTileRows; ++r) {
     tile->gamma[r] = problem.arrays[kGamma].constant;
     tile->threshold[r] = problem.arrays[kThreshold].constant;

@@ -88,6 +88,7 @@ inline void stream(Element* p, Vector x) {
   store(p, x);
 }
 inline void stream_fence() {}
+inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace
