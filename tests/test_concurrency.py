@@ -395,9 +395,9 @@ def test_no_call_needs_more_memory_than_its_result(shape, axis, view, dtype):
     *others, new = map(
         int, run_script(MEMORY.format(shape=shape, axis=axis, dtype=dtype, view=view)).split()
     )
-    # Statistics of rows, stacks, huge pages begun; for each of two threads one row's exponentials, as
-    # float or double; and where classes are not beside each other, one row of logits. One copy would
-    # be 16 rows or more, of at least 2 MB each or 30 MB together.
+    # Statistics of rows, stacks, huge pages begun; for each of two threads one row's exponentials,
+    # as float or double; and where classes are not beside each other, one row of logits. One copy
+    # would be 16 rows or more, of at least 2 MB each or 30 MB together.
     kept = max(row, 4 * shape[1])
     allowed = 8 * MEGABYTE + 2 * kept + (2 * row if view else 0)
     assert max(others) <= allowed

@@ -33,8 +33,8 @@ enum RowArrayId {
 struct RowArray {
   char* data;  // null: absent
   int32_t dtype;
-  bool varies;      // over the rows
-  double constant;  // of options that do not: their value
+  bool varies;                    // over the rows
+  double constant;                // of options that do not: their value
   int64_t strides[GCE_MAX_NDIM];  // bytes, one for each of RowProblem::shape; 0 where broadcast
 };
 
@@ -43,7 +43,7 @@ enum Layout {
   kRowsDirect,     // a row is contiguous: lanes run along the classes
   kColumnsDirect,  // neighbouring rows are contiguous: lanes run along the rows
   kColumnsStaged,  // few classes, however they lie: a few rows are brought into scratch, then as above
-  kRowsGathered    // anything else: each row is copied into scratch, then as the first
+  kRowsGathered  // anything else: each row is copied into scratch, then as the first
 };
 
 // A validated problem: N rows, laid out over the collapsed outer axes `shape`.
@@ -75,11 +75,12 @@ struct RowProblem {
 
   // Set by KernelTable::lay_out:
   Layout layout;
-  bool stream_grad;      // non-temporal stores
-  int64_t tile_rows;     // R
-  int64_t chunk_rows;    // rows of one unit of work: depends on V and dtype alone, never on threads
-  size_t scratch_bytes;  // per worker, 64-byte aligned: gathered logits, then the exponentials that are kept
-  bool keeps;            // the exponentials; else the second pass computes them anew
+  bool stream_grad;    // non-temporal stores
+  int64_t tile_rows;   // R
+  int64_t chunk_rows;  // rows of one unit of work: depends on V and dtype alone, never on threads
+  size_t
+      scratch_bytes;  // per worker, 64-byte aligned: gathered logits, then the exponentials that are kept
+  bool keeps;         // the exponentials; else the second pass computes them anew
   int64_t kept_offset;
   int64_t kept_stride;  // between rows
 };

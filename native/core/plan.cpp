@@ -47,7 +47,8 @@ void set_constant(int32_t ndim, double absent, RowArray* array) {
   array->constant = absent;
   array->varies = false;
   if (array->data == nullptr) return;
-  array->varies = std::any_of(array->strides, array->strides + ndim, [](int64_t s) { return s != 0; });
+  array->varies =
+      std::any_of(array->strides, array->strides + ndim, [](int64_t s) { return s != 0; });
   if (!array->varies) array->constant = read_real(array->data, array->dtype);
 }
 

@@ -2,12 +2,13 @@
 
     python native/tools/polynomials.py > native/core/kernels/polynomials.inc.h
 
-* ``exp2`` for float: q of 2**t = 1 + t q(t), minimal largest relative error, for |t| up to half of
-  what is between two powers 2**(j / 2**bits) that a table holds (bits = 0: none but 1). Coefficients
-  are rounded one at a time, each time fitting the rest anew by linear programming. The table's
-  entries are the bits of 2**(j / 2**bits) less those of j that `power` adds to them (simd/README.md).
-* ``exp2`` for double: 2**t on [-1/2, 1/2] (times 2) and on [0, 1], and q as above: the Chebyshev fit
-  at 60 digits is far below half an ulp.
+* ``exp2`` for float: q of 2**t = 1 + t q(t), minimal largest relative error, for |t| up to half
+  the distance of the powers 2**(j / 2**bits) that a table holds (bits = 0: of 1 alone).
+  Coefficients are rounded one at a time, each time fitting the rest anew by linear programming. The
+  table's entries are the bits of 2**(j / 2**bits) less those of j that `power` adds to them
+  (native/core/simd/README.md).
+* ``exp2`` for double: 2**t on [-1/2, 1/2] (times 2) and on [0, 1], and q as above: the Chebyshev
+  fit at 60 digits is far below half an ulp.
 * ``expm1``: Chebyshev fit of (e**x - 1)/x.
 * ``log``: with s = f/(2 + f), log(1 + f) = 2s + s z R(z), z = s**2, for 1 + f from sqrt(1/2)
   to sqrt(2).
@@ -105,7 +106,7 @@ def main() -> None:
         high = 0.5 ** (bits + 1)
         coefficients = fit_exp2_float(degree, -high, high)
         error = largest_relative_error(coefficients, -high, high)
-        comment = f"q of 2^t = 1 + t q(t) for |t| <= 2^-{bits + 1}: relative error of 2^t {error:.2g}."
+        comment = f"q of 2^t = 1 + t q(t), |t| <= 2^-{bits + 1}: relative error of 2^t {error:.2g}."
         declare(f"kExp2QuotientF32Bits{bits}", "float", coefficients[1:], comment)
         if bits:
             print(f"// 2^(j / 2^{bits}) rounded to float, as bits, less j << {23 - bits}.")
@@ -114,7 +115,7 @@ def main() -> None:
                 print(f"    {entry:#010x}u,")
             print("};\n")
     coefficients = fit_exp2_quotient_double(10, 0.5)
-    error = largest_relative_error([1.0] + coefficients, -0.5, 0.5)
+    error = largest_relative_error([1.0, *coefficients], -0.5, 0.5)
     comment = f"The same for double and |t| <= 1/2: relative error of 2^t {error:.2g}."
     declare("kExp2QuotientF64", "double", coefficients, comment)
     tables = (("kTwiceExp2Centered", "2 * ", -0.5, 0.5), ("kExp2Positive", "", 0.0, 1.0))

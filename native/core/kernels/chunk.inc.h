@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kFewClasses = 32;         // up to here contiguous rows are worked off by columns
 constexpr int64_t kMostStagedClasses = 64;  // at most kProbe: the probe is the maximum
-constexpr int64_t kTileBytes = 131072;     // kept exponentials of a tile: they stay in L2
+constexpr int64_t kTileBytes = 131072;      // kept exponentials of a tile: they stay in L2
 constexpr int64_t kChunkElements = 65536;
 constexpr int64_t kFewestNeighbours =
     8;  // rows in a contiguous run that are worth lanes of their own
@@ -35,8 +35,8 @@ void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   const int64_t row_bytes = p->classes * static_cast<int64_t>(sizeof(Storage));
   const bool grad = p->arrays[kGrad].data != nullptr;
   p->layout = choose_layout<Storage>(*p);
-  p->stream_grad = grad && p->arrays[kGrad].data != p->arrays[kLogits].data &&
-                   p->rows * row_bytes > cache_bytes;
+  p->stream_grad =
+      grad && p->arrays[kGrad].data != p->arrays[kLogits].data && p->rows * row_bytes > cache_bytes;
   p->kept_stride = round_up(p->classes * static_cast<int64_t>(sizeof(Scalar)));
   p->kept_offset = 0;
   p->tile_rows = kMaxTileRows;
@@ -239,7 +239,8 @@ class Worker {
   // First pass over row r of the tile, second pass over row r of the pending one.
   void row_step(int64_t r) {
     Tile<Storage>& t = tile();
-    const bool pending = pending_ && r < previous().rows && !finish_special_row(p_.classes, r, previous());
+    const bool pending =
+        pending_ && r < previous().rows && !finish_special_row(p_.classes, r, previous());
     const bool wanted = !t.ignored(r) || p_.arrays[kLogsumexp].data != nullptr || want_argmax();
     if (!wanted) {
       if (pending) finish_row(r, previous());
@@ -331,8 +332,7 @@ void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, Pair
 #define GCE_TEXT(a) GCE_TEXT_(a)
 
 const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
-  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out, work, check_targets,
-                                    pointwise};
+  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out, work, check_targets, pointwise};
   return &table;
 }
 

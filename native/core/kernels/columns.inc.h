@@ -155,7 +155,7 @@ void unstage_transposed(const Scalar* block, int64_t r, int64_t n, int64_t class
   for (int64_t begin = 0; begin < classes; begin += L) {
     const int64_t count = classes - begin < L ? classes - begin : L;
     // What a whole vector spoils of the next row is written after it, unless that row's beginning was before.
-    const int64_t whole = count == L          ? n
+    const int64_t whole = count == L         ? n
                           : classes == count ? whole_rows(panel, classes, begin, n, L)
                                              : 0;
     Vector rows[L];
@@ -432,8 +432,9 @@ void blocks_sums(const Panel<Storage>& z, int64_t classes, typename Tile<Storage
   }
   for (int64_t r = 0; r < tile->rows; r += L) {
     const auto* block = kept + r * classes;
-    sum_of_columns<Vector>(classes, [&](int64_t v) { return load(block + v * L); })
-        .save(tile->sum_high + r, tile->sum_low + r);
+    sum_of_columns<Vector>(classes, [&](int64_t v) {
+      return load(block + v * L);
+    }).save(tile->sum_high + r, tile->sum_low + r);
   }
   for (int64_t r = 0; r < tile->rows && !all_usual; r += L) {
     const int64_t n = tile->rows - r < L ? tile->rows - r : L;

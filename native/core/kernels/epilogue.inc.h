@@ -176,9 +176,7 @@ struct EpilogueNeeds {
   bool smoothed;
 
   // What CommonEpilogue can do, as far as that is the same for all rows.
-  bool may_be_common() const {
-    return !statistics && !surrogate && !smoothed && divisor > 1e-300;
-  }
+  bool may_be_common() const { return !statistics && !surrogate && !smoothed && divisor > 1e-300; }
 };
 
 // weight times value, 0 where the weight is 0: an infinite loss that does not count is none.
@@ -236,8 +234,12 @@ class GeneralEpilogue {
     const F64 raised = exponent_of(high + low);
     const F64 scale = scale_by_integer(broadcast(1.0), broadcast(0.0) - raised);
     if (needs_.smoothed) store(largest_ + i, load(largest_ + i) * scale);
-    return {load(logit_ + i) - shift, load(reference_ + i) + raised,
-            load(exponential_ + i) * scale, high * scale, low * scale, raised};
+    return {load(logit_ + i) - shift,
+            load(reference_ + i) + raised,
+            load(exponential_ + i) * scale,
+            high * scale,
+            low * scale,
+            raised};
   }
 
   void write_loss(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight, F64 shift,

@@ -73,8 +73,7 @@ class CommonEpilogue {
 
     // The target's exponential: see target_stats.
     F32 any_size = broadcast(ExponentRange<F32>::kMagic);
-    const F64Pair as_summed =
-        widen(exponential(logit32, Exponent<F32>(reference32), &any_size));
+    const F64Pair as_summed = widen(exponential(logit32, Exponent<F32>(reference32), &any_size));
     const F64Pair shifted = each([&](int u) { return x.of[u] + broadcast(kPowerMagic64); });
     const F64Pair fraction = each([&](int u) {
       const F64 whole = reference.of[u] + (shifted.of[u] - broadcast(kPowerMagic64));
@@ -91,9 +90,8 @@ class CommonEpilogue {
         each([&](int u) { return mul_add(gamma.of[u], sum.of[u], delta.of[u] * e.of[u]); });
     const F64Pair inverse = each([&](int u) { return one / (sum.of[u] * d_sum.of[u]); });
     const F64Pair inverse_sum = each([&](int u) { return inverse.of[u] * d_sum.of[u]; });
-    const F64Pair one_minus_p = each([&](int u) {
-      return max(zero, (high.of[u] - e.of[u]) + low.of[u]) * inverse_sum.of[u];
-    });
+    const F64Pair one_minus_p = each(
+        [&](int u) { return max(zero, (high.of[u] - e.of[u]) + low.of[u]) * inverse_sum.of[u]; });
     const F64Pair row_weight = load_pair(t_.row_weight + r);
     if (needs_.grad) {
       const F64Pair upstream = load_pair(t_.upstream + r);
@@ -109,9 +107,8 @@ class CommonEpilogue {
       put_narrow(t_.grad_scale + r, {{one, one}});
       put_narrow(t_.grad_floor + r,
                  each([&](int u) { return floor_of(factor.of[u], raised.of[u]); }));
-      put_narrow(t_.target_grad_wide + r, each([&](int u) {
-                   return one_nan(zero - slope.of[u] * one_minus_p.of[u]);
-                 }));
+      put_narrow(t_.target_grad_wide + r,
+                 each([&](int u) { return one_nan(zero - slope.of[u] * one_minus_p.of[u]); }));
       store(t_.target_grad + r, load(t_.target_grad_wide + r));
     }
     if (!needs_.loss) return;

@@ -5,7 +5,7 @@
 namespace gce {
 namespace {
 
-// q of 2^t = 1 + t q(t) for |t| <= 2^-1: relative error of 2^t 9.3e-08.
+// q of 2^t = 1 + t q(t), |t| <= 2^-1: relative error of 2^t 9.3e-08.
 constexpr float kExp2QuotientF32Bits0[] = {
     0x1.62e42a0000000p-1f,
     0x1.ebf9c20000000p-3f,
@@ -14,7 +14,7 @@ constexpr float kExp2QuotientF32Bits0[] = {
     0x1.5bda400000000p-10f,
 };
 
-// q of 2^t = 1 + t q(t) for |t| <= 2^-4: relative error of 2^t 2.6e-08.
+// q of 2^t = 1 + t q(t), |t| <= 2^-4: relative error of 2^t 2.6e-08.
 constexpr float kExp2QuotientF32Bits3[] = {
     0x1.62e4320000000p-1f,
     0x1.ec0c220000000p-3f,
@@ -33,7 +33,7 @@ constexpr uint32_t kExp2TableBits3[] = {
     0x3f7ac0c7u,
 };
 
-// q of 2^t = 1 + t q(t) for |t| <= 2^-6: relative error of 2^t 5.3e-08.
+// q of 2^t = 1 + t q(t), |t| <= 2^-6: relative error of 2^t 5.3e-08.
 constexpr float kExp2QuotientF32Bits5[] = {
     0x1.62e5840000000p-1f,
     0x1.ebfbde0000000p-3f,

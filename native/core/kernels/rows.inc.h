@@ -56,7 +56,7 @@ template <class Vector, class Whole, class Part>
   for (int u = 0; u < kGroup; ++u, v += L) {
     e[u] = v >= end       ? broadcast(static_cast<typename Vector::Scalar>(0))
            : v + L <= end ? whole(v)
-                        : part(v, end - v);
+                          : part(v, end - v);
   }
   sums->add((e[0] + e[1]) + (e[2] + e[3]));
 }
@@ -77,8 +77,7 @@ PairSum row_spread(const Storage* z, int64_t classes, const typename Vector::Sca
     WideSum<Vector> sums;
     const int64_t end = start + kSegment < classes ? start + kSegment : classes;
     add_classes<Vector>(
-        start, end,
-        [&](int64_t v) { return spread_of(load(z + v), maximum, load(weights + v)); },
+        start, end, [&](int64_t v) { return spread_of(load(z + v), maximum, load(weights + v)); },
         [&](int64_t v, int64_t k) {
           return spread_of(load_first(z + v, k, zero), maximum, load_first(weights + v, k, zero));
         },
@@ -259,9 +258,7 @@ class RowPass {
   [[gnu::always_inline]] void part_of_group(int64_t v, int64_t n) {
     Vector e[kGroup];
     for (Vector& vector : e) {
-      vector = n >= L  ? whole(v)
-               : n > 0 ? part(v, n)
-                       : broadcast(static_cast<Scalar>(0));
+      vector = n >= L ? whole(v) : n > 0 ? part(v, n) : broadcast(static_cast<Scalar>(0));
       v += L;
       n -= L;
     }

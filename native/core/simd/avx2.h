@@ -45,8 +45,8 @@ inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F64 max(F64 a, F64 b) { return {_mm256_max_pd(a.v, b.v)}; }
 // Of positive numbers, whose order is that of their bits; integers have more ports.
 inline F32 max_positive(F32 a, F32 b) {
-  return {_mm256_castsi256_ps(
-      _mm256_max_epi32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
+  return {
+      _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.v), _mm256_castps_si256(b.v)))};
 }
 inline F64 max_positive(F64 a, F64 b) { return max(a, b); }
 inline F32 ceil(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)}; }

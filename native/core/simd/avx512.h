@@ -51,12 +51,12 @@ inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F64 max(F64 a, F64 b) { return {_mm512_max_pd(a.v, b.v)}; }
 // Of positive numbers, whose order is that of their bits; integers have more ports.
 inline F32 max_positive(F32 a, F32 b) {
-  return {_mm512_castsi512_ps(
-      _mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+  return {
+      _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
 }
 inline F64 max_positive(F64 a, F64 b) {
-  return {_mm512_castsi512_pd(
-      _mm512_max_epi64(_mm512_castpd_si512(a.v), _mm512_castpd_si512(b.v)))};
+  return {
+      _mm512_castsi512_pd(_mm512_max_epi64(_mm512_castpd_si512(a.v), _mm512_castpd_si512(b.v)))};
 }
 inline F32 ceil(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | 8)}; }
 inline F64 ceil(F64 a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_POS_INF | 8)}; }
@@ -163,8 +163,8 @@ inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), 
 inline F64 widen_low(F32 x) { return {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v))}; }
 inline F64 widen_high(F32 x) { return {_mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1))}; }
 inline F64 widen_folded(F32 x) {
-  return {_mm512_cvtps_pd(
-      _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1)))};
+  return {
+      _mm512_cvtps_pd(_mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1)))};
 }
 inline F32 narrow(F64 low, F64 high) {
   return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low.v)),
