@@ -125,13 +125,8 @@ def main() -> None:
         comment = f"{factor}2^t on [{low}, {high}]: relative error {error:.2g} before rounding."
         times = 2.0 if factor else 1.0  # exact
         declare(f"{what}F64", "double", [times * c for c in coefficients], comment)
-    coefficients = fit_exp2_double(7, -0.5, 0.5)
-    error = largest_relative_error(coefficients, -0.5, 0.5)
-    comment = f"2^t on [-0.5, 0.5], for results that become floats: relative error {error:.2g}."
-    declare("kExp2ForFloat", "double", coefficients, comment)
     comment = "R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f)."
     declare("kLog", "double", fit_log(6), comment)
-    declare("kLogForFloat", "double", fit_log(3), "The same, relative error of the log below 1e-9.")
     declare("kExpm1", "double", fit_expm1(12), "(e^x - 1)/x on [-1/2, 1/2].")
     print("}  // namespace\n}  // namespace gce")
 

@@ -3,9 +3,6 @@
 //
 // In double, with S the sum of exponentials, e the target's, d = 1 - gamma, D = gamma S + d e and one division
 // r = 1/(S D):   p = e/S = e D r,   w = e/D = e S r,   L = -log(gamma + d p)/d,   grad factor w/S.
-// Relative errors are below 1e-9, and that of 1 - p is the general one's: results that become floats have the same
-// accuracy.
-
 namespace gce {
 namespace {
 
@@ -26,7 +23,7 @@ inline F64Pair widen(F32 x) { return {{widen_low(x), widen_high(x)}}; }
 inline F32 narrow(const F64Pair& x) { return narrow(x.of[0], x.of[1]); }
 
 // Fills the results of rows r to r + F32::kLanes - 1. Those of rows that are not common are the general epilogue's: rows
-// with a threshold, or a gamma below kLeastCommonGamma other than 0, or p below 2^-100 of the reference, or a factor
+// with a threshold, or a gamma below kLeastCommonGamma, or p below 2^-100 of the reference, or a factor
 // that cannot take the sum's size in, or a NaN.
 template <class Storage>
 class CommonEpilogue {
@@ -77,11 +74,11 @@ class CommonEpilogue {
     const F64Pair shifted = each([&](int u) { return x.of[u] + broadcast(kPowerMagic64); });
     const F64Pair fraction = each([&](int u) {
       const F64 whole = reference.of[u] + (shifted.of[u] - broadcast(kPowerMagic64));
-      return mul_add(x.of[u], broadcast(Log2E<F32>::kStretch),
+      return mul_add(x.of[u] - raised.of[u], broadcast(Log2E<F32>::kStretch),
                      fused_mul_sub(logit.of[u], log2e, whole));
     });
     const F64Pair e = each([&](int u) {
-      const F64 anew = power(shifted.of[u]) * horner<7>(fraction.of[u], kExp2ForFloat);
+      const F64 anew = power(shifted.of[u]) * exp2_centered(fraction.of[u]);
       return select(x.of[u] < raised.of[u] - broadcast(2.0), anew, as_summed.of[u]);
     });
 
@@ -119,7 +116,7 @@ class CommonEpilogue {
           const F64 p = e.of[u] * inverse_sum.of[u];
           const F64 v = select(near_one, one - away, mul_add(delta.of[u], p, gamma.of[u]));
           const F64 lost = keep((one - v) - away, near_one);
-          const F64 loss = (zero - (log_for_float(v) + lost)) * inverse_delta.of[u];
+          const F64 loss = (zero - (log(v) + lost)) * inverse_delta.of[u];
           const F64 of_row =
               select(delta.of[u] == zero, one_minus_p.of[u], loss) * row_weight.of[u];
           return select(ignored[u], zero, one_nan(of_row));
@@ -132,7 +129,7 @@ class CommonEpilogue {
   [[gnu::always_inline]] Mask64 has_common_options(int64_t r) const {
     const F64 zero = broadcast(0.0);
     const F64 gamma = load(t_.gamma + r);
-    return (not_less(gamma, broadcast(kLeastCommonGamma)) | (gamma == zero)) &
+    return not_less(gamma, broadcast(kLeastCommonGamma)) &
            (load(t_.threshold + r) == zero);
   }
 

@@ -150,6 +150,11 @@ template <class Vector>
   return e;
 }
 
+// 2^t for |t| <= 1/2 and a little more.
+[[gnu::always_inline]] inline F64 exp2_centered(F64 t) {
+  return mul_add(t, horner<10>(t, kExp2QuotientF64), broadcast(1.0));
+}
+
 // 2^x for x <= 1: relative error 2^-52; +0 where it would not be a normal number.
 inline F64 exp2(F64 x) {
   const Split64 parts = split(x);
@@ -158,9 +163,8 @@ inline F64 exp2(F64 x) {
       parts, not_less(x, broadcast(-1021.0)));
 }
 
-// log(x) for x > 0, subnormal and +inf too, from kDegree + 1 coefficients of R.
-template <int kDegree>
-[[gnu::always_inline]] inline F64 log_with(F64 x, const double* coefficients) {
+// log(x) for x > 0, subnormal and +inf too: error below 2 ulp, and relative error of that size near 1.
+[[gnu::always_inline]] inline F64 log(F64 x) {
   const F64 one = broadcast(1.0);
   F64 exponent = exponent_of(x);
   F64 mantissa = mantissa_of(x);
@@ -170,14 +174,10 @@ template <int kDegree>
   const F64 f = mantissa - one;
   const F64 s = f / (broadcast(2.0) + f);
   const F64 z = s * s;
-  const F64 tail = s * (z * horner<kDegree>(z, coefficients));
+  const F64 tail = s * (z * horner<6>(z, kLog));
   const F64 low = mul_add(exponent, broadcast(kLn2Low), tail);
   return mul_add(exponent, broadcast(kLn2High), mul_add(s, broadcast(2.0), low));
 }
-// Error below 2 ulp, and relative error of that size near 1.
-inline F64 log(F64 x) { return log_with<6>(x, kLog); }
-// Relative error below 1e-10.
-[[gnu::always_inline]] inline F64 log_for_float(F64 x) { return log_with<3>(x, kLogForFloat); }
 
 // log(1 - u) for 0 <= u <= 1 without cancellation: the rounding error of 1 - u is known exactly.
 inline F64 log_one_minus(F64 u) {

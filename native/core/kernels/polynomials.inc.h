@@ -122,18 +122,6 @@ constexpr double kExp2PositiveF64[] = {
     0x1.5a6d6b99eb4a1p-31,
 };
 
-// 2^t on [-0.5, 0.5], for results that become floats: relative error 5.5e-11.
-constexpr double kExp2ForFloat[] = {
-    0x1.ffffffffa7135p-1,
-    0x1.62e42fef9cc69p-1,
-    0x1.ebfbe0aa03df0p-3,
-    0x1.c6b08da70cce3p-5,
-    0x1.3b29d8bb0b97ep-7,
-    0x1.5d877598350dep-10,
-    0x1.446c79efd4834p-13,
-    0x1.00c0e4e15189cp-16,
-};
-
 // R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f).
 constexpr double kLog[] = {
     0x1.5555555555558p-1,
@@ -143,14 +131,6 @@ constexpr double kLog[] = {
     0x1.7462b4ab2ef6bp-3,
     0x1.39fe606542ddep-3,
     0x1.2b584aae78a57p-3,
-};
-
-// The same, relative error of the log below 1e-9.
-constexpr double kLogForFloat[] = {
-    0x1.5555554bb2b2cp-1,
-    0x1.9999eb5d84f14p-2,
-    0x1.245c438323e9ap-2,
-    0x1.ddced7078dd3ap-3,
 };
 
 // (e^x - 1)/x on [-1/2, 1/2].

@@ -14,7 +14,7 @@ struct Tile {
   // Each array is a whole number of cache lines, so that no vector straddles two.
   alignas(64) int64_t rows;
   bool has_nan;             // some row's sum is NaN
-  bool options_are_common;  // no row has a threshold, or a gamma that is tiny and not 0
+  bool options_are_common;  // no row has a threshold, or a gamma that is tiny or 0
 
   // from load_run; target_logit of staged rows from their block
   alignas(64) char* logits[kSize];
@@ -178,7 +178,7 @@ void look_at_options(int64_t rows, Tile<Storage>* tile) {
   bool common = true;
   for (int64_t r = 0; r < rows; ++r) {
     const double gamma = tile->gamma[r];
-    common &= (gamma == 0.0) | (gamma >= kLeastCommonGamma);
+    common &= gamma >= kLeastCommonGamma;
     common &= tile->threshold[r] == 0.0;
   }
   tile->options_are_common = common;
