@@ -42,8 +42,8 @@ struct RowArray {
 enum Layout {
   kRowsDirect,     // a row is contiguous: lanes run along the classes
   kColumnsDirect,  // neighbouring rows are contiguous: lanes run along the rows
-  kColumnsStaged,  // few classes, however they lie: a few rows are brought into scratch, then as above
-  kRowsGathered  // anything else: each row is copied into scratch, then as the first
+  kColumnsStaged,  // few classes, however they lie: rows are brought into scratch, then as above
+  kRowsGathered    // anything else: each row is copied into scratch, then as the first
 };
 
 // A validated problem: N rows, laid out over the collapsed outer axes `shape`.
@@ -78,9 +78,9 @@ struct RowProblem {
   bool stream_grad;    // non-temporal stores
   int64_t tile_rows;   // R
   int64_t chunk_rows;  // rows of one unit of work: depends on V and dtype alone, never on threads
-  size_t
-      scratch_bytes;  // per worker, 64-byte aligned: gathered logits, then the exponentials that are kept
-  bool keeps;         // the exponentials; else the second pass computes them anew
+  // per worker, 64-byte aligned: gathered logits, then the exponentials that are kept
+  size_t scratch_bytes;
+  bool keeps;  // the exponentials; else the second pass computes them anew
   int64_t kept_offset;
   int64_t kept_stride;  // between rows
 };

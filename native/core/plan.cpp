@@ -43,12 +43,12 @@ void set_row_array(const gce_array& array, const gce_array& logits, int32_t clas
 }
 
 // An option's value where it is the same for all rows, and whether it is not.
-void set_constant(int32_t ndim, double absent, RowArray* array) {
+void set_constant(const RowProblem& rows, double absent, RowArray* array) {
   array->constant = absent;
   array->varies = false;
-  if (array->data == nullptr) return;
+  if (array->data == nullptr || rows.rows == 0) return;
   array->varies =
-      std::any_of(array->strides, array->strides + ndim, [](int64_t s) { return s != 0; });
+      std::any_of(array->strides, array->strides + rows.ndim, [](int64_t s) { return s != 0; });
   if (!array->varies) array->constant = read_real(array->data, array->dtype);
 }
 
@@ -122,13 +122,10 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   place(kLogsumexp, problem.logsumexp, -1);
   place(kArgmax, problem.argmax, -1);
   merge_axes(&rows_);
-  const auto constant = [&](RowArrayId id, double absent) {
-    if (rows_.rows > 0) set_constant(rows_.ndim, absent, &rows_.arrays[id]);
-  };
-  constant(kGamma, 0.0);
-  constant(kThreshold, 0.0);
-  constant(kSampleWeight, 1.0);
-  constant(kGradOutput, 1.0);
+  set_constant(rows_, 0.0, &rows_.arrays[kGamma]);
+  set_constant(rows_, 0.0, &rows_.arrays[kThreshold]);
+  set_constant(rows_, 1.0, &rows_.arrays[kSampleWeight]);
+  set_constant(rows_, 1.0, &rows_.arrays[kGradOutput]);
 
   rows_.weight = static_cast<const char*>(problem.weight.data);
   rows_.weight_dtype = problem.weight.dtype;

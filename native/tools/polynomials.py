@@ -7,8 +7,7 @@
   Coefficients are rounded one at a time, each time fitting the rest anew by linear programming. The
   table's entries are the bits of 2**(j / 2**bits) less those of j that `power` adds to them
   (native/core/simd/README.md).
-* ``exp2`` for double: 2**t on [-1/2, 1/2] (times 2) and on [0, 1], and q as above: the Chebyshev
-  fit at 60 digits is far below half an ulp.
+* ``exp2`` for double: q for bits = 0, the Chebyshev fit at 60 digits, far below half an ulp.
 * ``expm1``: Chebyshev fit of (e**x - 1)/x.
 * ``log``: with s = f/(2 + f), log(1 + f) = 2s + s z R(z), z = s**2, for 1 + f from sqrt(1/2)
   to sqrt(2).
@@ -53,11 +52,6 @@ def fit_exp2_quotient_double(degree: int, high: float) -> list[float]:
 def exp2_table(bits: int) -> list[int]:
     powers = [np.float32(mpmath.mpf(2) ** (mpmath.mpf(j) / 2**bits)) for j in range(2**bits)]
     return [int(power.view(np.uint32)) - (j << (23 - bits)) for j, power in enumerate(powers)]
-
-
-def fit_exp2_double(degree: int, low: float, high: float) -> list[float]:
-    coefficients = mpmath.chebyfit(lambda t: mpmath.mpf(2) ** t, [low, high], degree + 1)
-    return [float(c) for c in reversed(coefficients)]
 
 
 def fit_log(degree: int) -> list[float]:
@@ -118,13 +112,6 @@ def main() -> None:
     error = largest_relative_error([1.0, *coefficients], -0.5, 0.5)
     comment = f"The same for double and |t| <= 1/2: relative error of 2^t {error:.2g}."
     declare("kExp2QuotientF64", "double", coefficients, comment)
-    tables = (("kTwiceExp2Centered", "2 * ", -0.5, 0.5), ("kExp2Positive", "", 0.0, 1.0))
-    for what, factor, low, high in tables:
-        coefficients = fit_exp2_double(11, low, high)
-        error = largest_relative_error(coefficients, low, high)
-        comment = f"{factor}2^t on [{low}, {high}]: relative error {error:.2g} before rounding."
-        times = 2.0 if factor else 1.0  # exact
-        declare(f"{what}F64", "double", [times * c for c in coefficients], comment)
     comment = "R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f)."
     declare("kLog", "double", fit_log(6), comment)
     declare("kExpm1", "double", fit_expm1(12), "(e^x - 1)/x on [-1/2, 1/2].")

@@ -72,6 +72,12 @@ inline PairSum sum_of_lanes(const WideSum<F64>& sums) {
   return {high[0], low[0]};
 }
 
+// The four exponentials at distance L of each lane of a group.
+template <class Vector>
+[[gnu::always_inline]] inline Vector sum_of_group(const Vector* e) {
+  return (e[0] + e[1]) + (e[2] + e[3]);
+}
+
 inline void add_pair(PairSum* total, const PairSum& sum) {
   add_exactly(total, sum.high);
   total->low += sum.low;
@@ -93,10 +99,10 @@ inline Vector reference_exponent(Vector maximum) {
   return ceil(maximum * broadcast(Log2E<Vector>::kValue));
 }
 
-// Whether some x was too large for its K; given what `exponential` found.
+// Where some x was too large for its K; given what `exponential` found.
 template <class Vector>
-inline bool exceeds(Vector largest) {
-  return any(broadcast(ExponentRange<Vector>::kMagic + ExponentRange<Vector>::kMost) < largest);
+inline auto too_large(Vector largest) {
+  return broadcast(ExponentRange<Vector>::kMagic + ExponentRange<Vector>::kMost) < largest;
 }
 
 }  // namespace

@@ -77,8 +77,6 @@ void lay_out(RowProblem* p, int64_t cache_bytes) {
 // Adds losses in row order into fixed lanes: a row's is its index within the chunk modulo L, whatever the tiles.
 class LossSum {
  public:
-  void begin() { *this = LossSum(); }
-
   // Of the next n rows.
   void add(const double* losses, int64_t n) {
     int64_t r = 0;
@@ -271,7 +269,7 @@ class Worker {
     const bool aligned = reinterpret_cast<uintptr_t>(t.grad[r]) % sizeof(Storage) == 0;
     const auto finish_with = [&](auto finish) {
       action(finish);
-      finish.put_target(t.target[r], t.target_grad[r]);
+      finish.put_target();
     };
     if (smooth_weights() != nullptr) {
       finish_with(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept(r), {smooth_weights()}, r,

@@ -241,11 +241,6 @@ struct ColumnSum<F32> {
     low_rows = low_rows + widen_low(x);
     high_rows = high_rows + widen_high(x);
   }
-  // The first: what adding to 0 would give.
-  void begin(F32 x) {
-    low_rows = widen_low(x);
-    high_rows = widen_high(x);
-  }
   void merge(const ColumnSum& other) {
     low_rows = low_rows + other.low_rows;
     high_rows = high_rows + other.high_rows;
@@ -257,7 +252,6 @@ struct ColumnSum<F32> {
 template <>
 struct ColumnSum<F64> : WideSum<F64> {
   static constexpr int kLanes = F64::kLanes;
-  void begin(F64 x) { high = x; }
 };
 
 // Pairs high + low of L rows: what add_pair is for one.
@@ -269,10 +263,6 @@ struct ColumnTotal<F32> {
   WideSum<F64> low_rows;
   WideSum<F64> high_rows;
 
-  void begin(const ColumnSum<F32>& sum) {
-    low_rows.high = sum.low_rows;
-    high_rows.high = sum.high_rows;
-  }
   void add(const ColumnSum<F32>& sum) {
     low_rows.add(sum.low_rows);
     high_rows.add(sum.high_rows);
@@ -286,60 +276,65 @@ template <>
 struct ColumnTotal<F64> {
   WideSum<F64> rows;
 
-  void begin(const ColumnSum<F64>& sum) { rows = sum; }
   void add(const ColumnSum<F64>& sum) { rows.merge(sum); }
   void save(double* high, double* low) const { rows.save(high, low); }
 };
 
-// Adds term(v) of classes [begin, end) of a segment, as add_classes does.
-template <class Vector, class Term>
-[[gnu::always_inline]] inline ColumnSum<Vector> sum_of_segment(int64_t begin, int64_t end,
-                                                               Term term) {
+// Adds the terms of a group of `count` classes, vectors in memory, in the order of accumulator.inc.h.
+template <class Vector>
+[[gnu::always_inline]] inline void add_group(const typename Vector::Scalar* terms, int64_t count,
+                                             ColumnSum<Vector>* sums) {
   constexpr int L = Vector::kLanes;
   constexpr int kSums = ColumnSum<Vector>::kLanes;
-  const auto at_distance = [&](int64_t v) __attribute__((always_inline)) {
+  const auto term = [&](int64_t v) { return load(terms + v * L); };
+  const auto at_distance = [&](int64_t v) {
     Vector sum = term(v);
-    if (v + L >= end) return sum;
+    if (v + L >= count) return sum;
     sum = sum + term(v + L);
-    if (v + 3 * L < end) return sum + (term(v + 2 * L) + term(v + 3 * L));
-    return v + 2 * L < end ? sum + term(v + 2 * L) : sum;
+    if (v + 3 * L < count) return sum + (term(v + 2 * L) + term(v + 3 * L));
+    return v + 2 * L < count ? sum + term(v + 2 * L) : sum;
   };
-  const auto lane_of_group = [&](int64_t v) __attribute__((always_inline)) {
-    const Vector sum = at_distance(v);
-    return kSums < L && v + kSums < end ? sum + at_distance(v + kSums) : sum;
-  };
-  ColumnSum<Vector> sums[kSums];
 #pragma GCC unroll 8
   for (int lane = 0; lane < kSums; ++lane) {
-    if (begin + lane < end) sums[lane].begin(lane_of_group(begin + lane));
+    if (lane >= count) continue;
+    Vector sum = at_distance(lane);
+    if (kSums < L && lane + kSums < count) sum = sum + at_distance(lane + kSums);
+    sums[lane].add(sum);
   }
-  for (int64_t group = begin + kGroup * L; group < end; group += kGroup * L) {
-#pragma GCC unroll 8
-    for (int lane = 0; lane < kSums; ++lane) {
-      if (group + lane < end) sums[lane].add(lane_of_group(group + lane));
-    }
-  }
-  // Lanes past the last class hold +0, which changes no sum.
-#pragma GCC unroll 4
-  for (int width = kSums / 2; width >= 1; width /= 2) {
-#pragma GCC unroll 8
-    for (int lane = 0; lane < width; ++lane) sums[lane].merge(sums[lane + width]);
-  }
-  return sums[0];
 }
 
-template <class Vector, class Term>
-[[gnu::always_inline]] inline ColumnTotal<Vector> sum_of_columns(int64_t classes, Term term) {
+// The sum of V terms of L rows. terms_of(v, count) gives where those of classes v to v + count - 1 are: vectors.
+template <class Vector, class TermsOf>
+[[gnu::always_inline]] inline ColumnTotal<Vector> sum_of_columns(int64_t classes,
+                                                                 TermsOf terms_of) {
+  constexpr int64_t kClasses = kGroup * Vector::kLanes;
+  constexpr int kSums = ColumnSum<Vector>::kLanes;
   ColumnTotal<Vector> total;
-  total.begin(sum_of_segment<Vector>(0, classes < kSegment ? classes : kSegment, term));
-  for (int64_t begin = kSegment; begin < classes; begin += kSegment) {
-    const int64_t end = begin + kSegment < classes ? begin + kSegment : classes;
-    total.add(sum_of_segment<Vector>(begin, end, term));
+  for (int64_t v = 0; v < classes;) {
+    const int64_t end = v + kSegment < classes ? v + kSegment : classes;
+    ColumnSum<Vector> sums[kSums];
+    for (; v < end; v += kClasses) {
+      const int64_t count = end - v < kClasses ? end - v : kClasses;
+      add_group(terms_of(v, count), count, sums);
+    }
+    v = end;
+#pragma GCC unroll 4
+    for (int width = kSums / 2; width >= 1; width /= 2) {  // a lane without a class holds +0
+#pragma GCC unroll 8
+      for (int lane = 0; lane < width; ++lane) sums[lane].merge(sums[lane + width]);
+    }
+    total.add(sums[0]);
   }
   return total;
 }
 
-// The same of a block.
+// Room for the terms of a group.
+template <class Vector>
+struct GroupOfTerms {
+  alignas(64) typename Vector::Scalar terms[kGroup * Vector::kLanes * Vector::kLanes];
+};
+
+// L rows' logits in a block; or shifted. What PanelRows is where they are not staged.
 template <class Storage>
 struct BlockRows {
   using Vector = typename ComputeOf<Storage>::Vector;
@@ -369,13 +364,18 @@ template <bool kShifted, bool kKeep, class Rows, class Vector = typename Rows::V
                                                  ColumnTotal<Vector>* total) {
   const Exponent<Vector> exponent(reference);
   Vector largest = broadcast(ExponentRange<Vector>::kMagic);
-  *total = sum_of_columns<Vector>(classes, [&](int64_t v) __attribute__((always_inline)) {
-    const Vector e = exponential(rows.template logits<kShifted>(v, shift), exponent, &largest);
-    if (kKeep) store(kept + v * Vector::kLanes, e);
-    return e;
+  GroupOfTerms<Vector> group;
+  *total = sum_of_columns<Vector>(classes, [&](int64_t v, int64_t count) {
+    auto* const terms = kKeep ? kept + v * Vector::kLanes : group.terms;
+    for (int64_t i = 0; i < count; ++i) {
+      const Vector z = rows.template logits<kShifted>(v + i, shift);
+      store(terms + i * Vector::kLanes, exponential(z, exponent, &largest));
+    }
+    return terms;
   });
   return largest;
 }
+
 // A block's logits become exponentials.
 template <class Vector>
 [[gnu::always_inline]] inline void block_exponentials(int64_t classes, Vector reference,
@@ -432,9 +432,8 @@ void blocks_sums(const Panel<Storage>& z, int64_t classes, typename Tile<Storage
   }
   for (int64_t r = 0; r < tile->rows; r += L) {
     const auto* block = kept + r * classes;
-    sum_of_columns<Vector>(classes, [&](int64_t v) {
-      return load(block + v * L);
-    }).save(tile->sum_high + r, tile->sum_low + r);
+    const auto terms_of = [&](int64_t v, int64_t) { return block + v * L; };
+    sum_of_columns<Vector>(classes, terms_of).save(tile->sum_high + r, tile->sum_low + r);
   }
   for (int64_t r = 0; r < tile->rows && !all_usual; r += L) {
     const int64_t n = tile->rows - r < L ? tile->rows - r : L;
@@ -454,15 +453,14 @@ void column_sums(const Panel<Storage>& z, int64_t r, int64_t n, int64_t classes,
   using Vector = typename Tile<Storage>::Vector;
   const PanelRows<Storage> rows(z, r, n);
   const Vector zero = broadcast(static_cast<typename Tile<Storage>::Scalar>(0));
-  const Vector limit = broadcast(ExponentRange<Vector>::kMagic + ExponentRange<Vector>::kMost);
   ColumnTotal<Vector> total;
   Vector shift = zero;
   const Vector probe = column_max(rows, kProbe);
   const Vector usual = usual_maxima(probe);
   Vector reference = usual_reference(probe, usual);
   const Vector largest = column_pass<false, kKeep>(rows, classes, zero, reference, kept, &total);
-  if (any(limit < largest) || any(usual == zero)) {
-    const Vector stays = select(limit < largest, zero, usual);
+  if (any(too_large(largest)) || any(usual == zero)) {
+    const Vector stays = select(too_large(largest), zero, usual);
     const Vector maximum = column_max(rows, classes);
     const Vector usual_now = usual_maxima(maximum);
     reference = select(stays == zero, usual_reference(maximum, usual_now), reference);
@@ -502,8 +500,13 @@ void column_extras(const Rows& rows, int64_t r, int64_t classes,
   const Vector maximum = column_max(rows, classes);
   store(tile->maximum + r, maximum);
   if (weights != nullptr) {  // see row_spread
-    const auto total = sum_of_columns<Vector>(classes, [&](int64_t v) {
-      return spread_of(rows.template logits<false>(v, maximum), maximum, broadcast(weights[v]));
+    GroupOfTerms<Vector> group;
+    const auto total = sum_of_columns<Vector>(classes, [&](int64_t v, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Vector z = rows.template logits<false>(v + i, maximum);
+        store(group.terms + i * Vector::kLanes, spread_of(z, maximum, broadcast(weights[v + i])));
+      }
+      return group.terms;
     });
     total.save(tile->spread_high + r, tile->spread_low + r);
   }
@@ -523,7 +526,6 @@ void staged_stats(const Panel<Storage>& z, int64_t classes,
   for (int64_t r = 0; r < tile->rows; ++r) {
     const int64_t target = tile->ignored(r) ? 0 : tile->target[r];
     tile->target_logit[r] = blocks[r / L * L * classes + target * L + r % L];
-    tile->target_class[r] = static_cast<typename Tile<Storage>::Scalar>(tile->target[r]);
   }
   for (int64_t r = 0; r < tile->rows; r += L) {
     column_extras(BlockRows<Storage>{blocks + r * classes}, r, classes, weights, want_argmax, tile);
@@ -537,9 +539,6 @@ void column_stats(const Panel<Storage>& z, int64_t classes,
                   const typename Tile<Storage>::Scalar* weights, bool want_argmax,
                   typename Tile<Storage>::Scalar* kept, Tile<Storage>* tile) {
   constexpr int L = Tile<Storage>::Vector::kLanes;
-  for (int64_t r = 0; r < tile->rows; ++r) {
-    tile->target_class[r] = static_cast<typename Tile<Storage>::Scalar>(tile->target[r]);
-  }
   for (int64_t r = 0; r < tile->rows; r += L) {
     const int64_t n = tile->rows - r < L ? tile->rows - r : L;
     column_extras(PanelRows<Storage>(z, r, n), r, classes, weights, want_argmax, tile);

@@ -147,19 +147,20 @@ inline F64 grad_weight(F64 gamma_over_p, F64 gamma, F64 b) {
   return max(b, one / ((one - gamma) + gamma_over_p));  // keeps NaN
 }
 
-// The exponent below which a row's gradients are set to 0, for factor times 2^exponent: there they would
-// be subnormal, which is slow and no use, as long as what is lost is below 2^-32 (float; double: 2^-64)
-// of the gradient weight. Rows of a smaller weight keep their subnormal gradients.
+// Below it a row's exponentials give a gradient of 0, for factor times the exponential and a sum in
+// [2^raised, 2^(raised + 1)): there it would be subnormal, which is slow and no use, as long as what is lost is below
+// 2^-32 (float; double: 2^-64) of the gradient weight. Rows of a smaller weight keep their subnormal gradients.
 template <class Vector>
-inline F64 grad_floor(F64 factor) {
-  constexpr double kNormal = sizeof(typename Vector::Scalar) == sizeof(float) ? -125.0 : -1021.0;
-  constexpr double kNegligible = sizeof(typename Vector::Scalar) == sizeof(float) ? -32.0 : -64.0;
-  const F64 zero = broadcast(0.0);
-  const F64 normal = broadcast(kNormal);
-  const F64 magnitude = max(max(factor, zero - factor), broadcast(0x1p-1022));
+[[gnu::always_inline]] inline F64 grad_floor(F64 factor, F64 raised) {
+  constexpr bool kIsFloat = sizeof(typename Vector::Scalar) == sizeof(float);
+  constexpr double kNormal = kIsFloat ? -125.0 : -1021.0;
+  constexpr double kNegligible = kIsFloat ? -32.0 : -64.0;
+  const F64 magnitude = max(max(factor, broadcast(0.0) - factor), broadcast(0x1p-1022));
   const F64 exact = broadcast(kNormal - 1.0) - exponent_of(magnitude);
-  const F64 most = broadcast(kNegligible);
-  return max(normal, select(exact < most, exact, most));
+  const F64 most = raised + broadcast(kNegligible);
+  const F64 least = max(broadcast(static_cast<double>(ExponentRange<Vector>::kLeast) + 1.0),
+                        raised + broadcast(kNormal));
+  return scale_by_integer(broadcast(1.0), max(least, select(exact < most, exact, most)));
 }
 
 // One NaN for all: its sign would depend on the order of operations.
@@ -298,11 +299,9 @@ class GeneralEpilogue {
     const F64 one = broadcast(1.0);
     const F64 down = scale_by_integer(one, zero - row.raised);
     const Mask64 by_scale = broadcast(kMostByFactor) < row.raised;
-    const F64 least = broadcast(static_cast<double>(ExponentRange<Vector>::kLeast) + 1.0);
-    const F64 floor = max(least, grad_floor<Vector>(factor) + row.raised);
     store(factor_ + (r - begin_), select(by_scale, factor, factor * down));
     store(scale_ + (r - begin_), select(by_scale, down, one));
-    store(floor_ + (r - begin_), scale_by_integer(one, floor));
+    store(floor_ + (r - begin_), grad_floor<Vector>(factor * down, row.raised));
     store(at_target_ + (r - begin_), one_nan(at_target));
   }
 

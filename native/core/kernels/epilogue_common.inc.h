@@ -1,8 +1,10 @@
-// The epilogue of float rows in the common case: fewer divisions, shorter polynomials, all of it in registers.
+// The epilogue of float rows in the common case: fewer divisions, and all of it in registers.
 // Included by ../kernels.inc.h.
 //
 // In double, with S the sum of exponentials, e the target's, d = 1 - gamma, D = gamma S + d e and one division
 // r = 1/(S D):   p = e/S = e D r,   w = e/D = e S r,   L = -log(gamma + d p)/d,   grad factor w/S.
+// As accurate as the general one: the two differ in the last bits of doubles.
+
 namespace gce {
 namespace {
 
@@ -22,9 +24,9 @@ inline void store_pair(double* p, const F64Pair& x) {
 inline F64Pair widen(F32 x) { return {{widen_low(x), widen_high(x)}}; }
 inline F32 narrow(const F64Pair& x) { return narrow(x.of[0], x.of[1]); }
 
-// Fills the results of rows r to r + F32::kLanes - 1. Those of rows that are not common are the general epilogue's: rows
-// with a threshold, or a gamma below kLeastCommonGamma, or p below 2^-100 of the reference, or a factor
-// that cannot take the sum's size in, or a NaN.
+// Fills the results of rows r to r + F32::kLanes - 1. Those of rows that are not common are the general
+// epilogue's: rows with a threshold, or a gamma below kLeastCommonGamma, or p below 2^-100 of the reference, or
+// a factor that cannot take the sum's size in, or a NaN.
 template <class Storage>
 class CommonEpilogue {
  public:
@@ -52,7 +54,6 @@ class CommonEpilogue {
       if (!t_.options_are_common) common[u] = common[u] & has_common_options(r + u * F64::kLanes);
       common[u] = common[u] | ignored[u];
     }
-    t_.has_nan = t_.has_nan || !(all(sum.of[0] == sum.of[0]) && all(sum.of[1] == sum.of[1]));
     const bool all_common = all(common[0]) && all(common[1]);
     if (!all_common) general(r);
     const auto put = [&](double* array, const F64Pair& value) {
@@ -103,7 +104,7 @@ class CommonEpilogue {
       put_narrow(t_.grad_factor + r, factor);
       put_narrow(t_.grad_scale + r, {{one, one}});
       put_narrow(t_.grad_floor + r,
-                 each([&](int u) { return floor_of(factor.of[u], raised.of[u]); }));
+                 each([&](int u) { return grad_floor<F32>(factor.of[u], raised.of[u]); }));
       put_narrow(t_.target_grad_wide + r,
                  each([&](int u) { return one_nan(zero - slope.of[u] * one_minus_p.of[u]); }));
       store(t_.target_grad + r, load(t_.target_grad_wide + r));
@@ -129,17 +130,7 @@ class CommonEpilogue {
   [[gnu::always_inline]] Mask64 has_common_options(int64_t r) const {
     const F64 zero = broadcast(0.0);
     const F64 gamma = load(t_.gamma + r);
-    return not_less(gamma, broadcast(kLeastCommonGamma)) &
-           (load(t_.threshold + r) == zero);
-  }
-
-  // As in GeneralEpilogue::write_grad, for a factor that is not normalised.
-  [[gnu::always_inline]] static F64 floor_of(F64 factor, F64 raised) {
-    const F64 magnitude = max(max(factor, broadcast(0.0) - factor), broadcast(0x1p-1022));
-    const F64 exact = broadcast(-126.0) - exponent_of(magnitude);
-    const F64 most = raised - broadcast(32.0);
-    const F64 least = broadcast(static_cast<double>(ExponentRange<F32>::kLeast) + 1.0);
-    return scale_by_integer(broadcast(1.0), max(least, select(exact < most, exact, most)));
+    return not_less(gamma, broadcast(kLeastCommonGamma)) & (load(t_.threshold + r) == zero);
   }
 
   const EpilogueNeeds needs_;
@@ -151,6 +142,10 @@ template <class Storage>
 void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) {
   using Vector = typename Tile<Storage>::Vector;
   tile->has_nan = false;
+  for (int64_t r = 0; r < tile->rows; r += F64::kLanes) {
+    const F64 sum = load(tile->sum_high + r);
+    tile->has_nan = tile->has_nan || !all(sum == sum);
+  }
   if constexpr (sizeof(typename Vector::Scalar) == sizeof(float)) {
     if (needs.may_be_common()) {
       CommonEpilogue<Storage> epilogue(needs, tile);
@@ -160,9 +155,6 @@ void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) {
   }
   for (int64_t r = 0; r < tile->rows; r += Vector::kLanes) {
     GeneralEpilogue<Storage>(needs, r, tile).run();
-  }
-  for (int64_t r = 0; r < tile->rows; ++r) {
-    tile->has_nan = tile->has_nan || tile->sum_high[r] != tile->sum_high[r];
   }
 }
 

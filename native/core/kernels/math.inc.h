@@ -88,8 +88,9 @@ inline F32 exp2_quotient(F32 t) {
 inline F64 exp2_quotient(F64 t) { return horner<10>(t, kExp2QuotientF64); }
 
 // The range of x in e = 2^x, x = z log2(e) - K, for an integer K, the row's reference. Below kLeast e is no
-// subnormal, on which arithmetic can be a hundred times slower. For double it is 0 there. For float it is 2^kLeast,
-// which saves an operation and is nothing beside a sum, in double, of at least 1/2. Above kMost the row needs another K. K and so z have a limit, where x is exact enough.
+// subnormal, on which arithmetic can be a hundred times slower. For double it is 0 there. For float it is
+// 2^kLeast, which saves an operation and is nothing beside a sum, in double, of at least 1/2. Above kMost the
+// row needs another K. K and so z have a limit, where x is exact enough.
 template <class Vector>
 struct ExponentRange;
 template <>
@@ -150,17 +151,15 @@ template <class Vector>
   return e;
 }
 
-// 2^t for |t| <= 1/2 and a little more.
+// 2^t for |t| <= 1/2 and a little more: relative error 2^-52.
 [[gnu::always_inline]] inline F64 exp2_centered(F64 t) {
-  return mul_add(t, horner<10>(t, kExp2QuotientF64), broadcast(1.0));
+  return mul_add(t, exp2_quotient(t), broadcast(1.0));
 }
-
-// 2^x for x <= 1: relative error 2^-52; +0 where it would not be a normal number.
+// 2^x for |x| <= 1021.
 inline F64 exp2(F64 x) {
-  const Split64 parts = split(x);
-  return scale(
-      horner<11>(parts.fraction, kFractionIsPositive ? kExp2PositiveF64 : kTwiceExp2CenteredF64),
-      parts, not_less(x, broadcast(-1021.0)));
+  const F64 magic = broadcast(kPowerMagic64);
+  const F64 shifted = x + magic;
+  return power(shifted) * exp2_centered(x - (shifted - magic));
 }
 
 // log(x) for x > 0, subnormal and +inf too: error below 2 ulp, and relative error of that size near 1.

@@ -90,38 +90,6 @@ constexpr double kExp2QuotientF64[] = {
     0x1.e9d3fe3952179p-32,
 };
 
-// 2 * 2^t on [-0.5, 0.5]: relative error 2e-17 before rounding.
-constexpr double kTwiceExp2CenteredF64[] = {
-    0x1.0000000000000p+1,
-    0x1.62e42fefa39efp+0,
-    0x1.ebfbdff82c5aep-2,
-    0x1.c6b08d704a0c6p-4,
-    0x1.3b2ab6fb9f1a5p-6,
-    0x1.5d87fe78a3f9cp-9,
-    0x1.430913112c61bp-12,
-    0x1.ffcbfc6da6ed1p-16,
-    0x1.62bfc2c86d700p-19,
-    0x1.b524ebd13a55fp-23,
-    0x1.e6228acd1c6e5p-27,
-    0x1.e9ec1fcb69a7fp-31,
-};
-
-// 2^t on [0.0, 1.0]: relative error 1.4e-17 before rounding.
-constexpr double kExp2PositiveF64[] = {
-    0x1.0000000000000p+0,
-    0x1.62e42fefa39fap-1,
-    0x1.ebfbdff82bd67p-3,
-    0x1.c6b08d7070085p-5,
-    0x1.3b2ab6f5ef905p-7,
-    0x1.5d87ff7b78a76p-10,
-    0x1.4308f5f51db7ep-13,
-    0x1.ffd042008e366p-17,
-    0x1.628a9b2661495p-20,
-    0x1.b895fab031272p-24,
-    0x1.c1546b0b891a7p-28,
-    0x1.5a6d6b99eb4a1p-31,
-};
-
 // R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f).
 constexpr double kLog[] = {
     0x1.5555555555558p-1,

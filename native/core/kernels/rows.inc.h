@@ -40,25 +40,20 @@ typename Vector::Scalar row_max(const Storage* z, int64_t n) {
   return max_of_lanes(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
-// Adds the terms of classes [v, end) of a segment in the order of accumulator.inc.h: whole(v) gives those of
-// classes v to v + L - 1, part(v, k) those of the last k < L, with +0 in the other lanes.
+// The sum of the last group of a segment, of n < 4 L classes: whole(v) gives the terms of classes v to v + L - 1,
+// part(v, k) those of the last k < L, with +0 in the other lanes.
 template <class Vector, class Whole, class Part>
-[[gnu::always_inline]] inline void add_classes(int64_t v, int64_t end, Whole whole, Part part,
-                                               WideSum<Vector>* sums) {
-  constexpr int L = Vector::kLanes;
-  for (; v + kGroup * L <= end; v += kGroup * L) {
-    Vector e[kGroup];
-    for (int u = 0; u < kGroup; ++u) e[u] = whole(v + u * L);
-    sums->add((e[0] + e[1]) + (e[2] + e[3]));
-  }
-  if (v >= end) return;
+[[gnu::always_inline]] inline Vector sum_of_last_group(int64_t v, int64_t n, Whole whole,
+                                                       Part part) {
   Vector e[kGroup];
-  for (int u = 0; u < kGroup; ++u, v += L) {
-    e[u] = v >= end       ? broadcast(static_cast<typename Vector::Scalar>(0))
-           : v + L <= end ? whole(v)
-                          : part(v, end - v);
+  for (Vector& terms : e) {
+    terms = n >= Vector::kLanes ? whole(v)
+            : n > 0             ? part(v, n)
+                                : broadcast(static_cast<typename Vector::Scalar>(0));
+    v += Vector::kLanes;
+    n -= Vector::kLanes;
   }
-  sums->add((e[0] + e[1]) + (e[2] + e[3]));
+  return sum_of_group(e);
 }
 
 // c (max - z); a class of no weight has none, however far away it is.
@@ -71,17 +66,22 @@ inline Vector spread_of(Vector z, Vector maximum, Vector weight) {
 template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
 PairSum row_spread(const Storage* z, int64_t classes, const typename Vector::Scalar* weights,
                    Vector maximum) {
+  constexpr int L = Vector::kLanes;
   const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
+  const auto whole = [&](int64_t v) { return spread_of(load(z + v), maximum, load(weights + v)); };
+  const auto part = [&](int64_t v, int64_t k) {
+    return spread_of(load_first(z + v, k, zero), maximum, load_first(weights + v, k, zero));
+  };
   PairSum total = {0.0, 0.0};
-  for (int64_t start = 0; start < classes; start += kSegment) {
+  for (int64_t v = 0; v < classes;) {
     WideSum<Vector> sums;
-    const int64_t end = start + kSegment < classes ? start + kSegment : classes;
-    add_classes<Vector>(
-        start, end, [&](int64_t v) { return spread_of(load(z + v), maximum, load(weights + v)); },
-        [&](int64_t v, int64_t k) {
-          return spread_of(load_first(z + v, k, zero), maximum, load_first(weights + v, k, zero));
-        },
-        &sums);
+    const int64_t end = v + kSegment < classes ? v + kSegment : classes;
+    for (; v + kGroup * L <= end; v += kGroup * L) {
+      const Vector terms[kGroup] = {whole(v), whole(v + L), whole(v + 2 * L), whole(v + 3 * L)};
+      sums.add(sum_of_group(terms));
+    }
+    if (v < end) sums.add(sum_of_last_group<Vector>(v, end - v, whole, part));
+    v = end;
     add_pair(&total, sum_of_lanes(sums));
   }
   return total;
@@ -158,12 +158,13 @@ class RowFinish {
         factor_(broadcast(tile.grad_factor[r])),
         floor_(broadcast(tile.grad_floor[r])),
         offset_of_row_(broadcast(tile.grad_offset[r])),
-        offset_(offset) {
+        offset_(offset),
+        target_(tile.target[r]),
+        target_grad_(tile.target_grad[r]) {
     if (!kStream) return;
     const uintptr_t past = reinterpret_cast<uintptr_t>(out_) % (L * sizeof(Storage));
     lead_ = static_cast<int64_t>((L * sizeof(Storage) - past) / sizeof(Storage)) % L;
     prefetch_to_write(out_ + classes - 1);
-    target_ = tile.target[r];
     if (target_is_streamed()) store(target_vector_, grad(load(kept_ + start_of_target())));
   }
 
@@ -185,12 +186,12 @@ class RowFinish {
     if (v < end()) part(lead_ + v, end() - v);
   }
   // After all the rest.
-  void put_target(int64_t target, Storage value) {
+  void put_target() {
     if (!target_is_streamed()) {
-      write(reinterpret_cast<char*>(out_ + target), value);
+      write(reinterpret_cast<char*>(out_ + target_), target_grad_);
       return;
     }
-    target_vector_[target - start_of_target()] = value;
+    target_vector_[target_ - start_of_target()] = target_grad_;
     stream(out_ + start_of_target(), load(target_vector_));  // exact in the vector's precision
   }
 
@@ -215,8 +216,9 @@ class RowFinish {
   Vector floor_;
   Vector offset_of_row_;
   Offset offset_;
+  int64_t target_;
+  Storage target_grad_;
   int64_t lead_ = 0;
-  int64_t target_ = 0;
   alignas(64) Storage target_vector_[L];  // of the gradient, if it is streamed
 };
 
@@ -252,17 +254,13 @@ class RowPass {
     exponentials<kGroup>(e, exponent_, &largest_, e);
     for (int u = 0; u < kGroup; ++u) finish.whole(v + u * L);
     for (int u = 0; u < kGroup && kKeep; ++u) store(kept_ + v + u * L, e[u]);
-    sums_.add((e[0] + e[1]) + (e[2] + e[3]));
+    sums_.add(sum_of_group(e));
   }
   // The last group of a segment, of n < 4 L classes.
   [[gnu::always_inline]] void part_of_group(int64_t v, int64_t n) {
-    Vector e[kGroup];
-    for (Vector& vector : e) {
-      vector = n >= L ? whole(v) : n > 0 ? part(v, n) : broadcast(static_cast<Scalar>(0));
-      v += L;
-      n -= L;
-    }
-    sums_.add((e[0] + e[1]) + (e[2] + e[3]));
+    sums_.add(sum_of_last_group<Vector>(
+        v, n, [this](int64_t at) __attribute__((always_inline)) { return whole(at); },
+        [this](int64_t at, int64_t k) __attribute__((always_inline)) { return part(at, k); }));
   }
   [[gnu::always_inline]] void end_segment() {
     add_pair(&total_, sum_of_lanes(sums_));
@@ -270,7 +268,7 @@ class RowPass {
   }
 
   const PairSum& total() const { return total_; }
-  bool exceeds() const { return gce::exceeds(largest_); }
+  bool exceeds() const { return any(too_large(largest_)); }
 
  private:
   [[gnu::always_inline]] Vector whole(int64_t v) {

@@ -231,7 +231,8 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
     tile->logits[at + r] = logits + r * stride;
   }
   for (int64_t r = 0; r < n; ++r) {
-    const int64_t target = tile->target[at + r] < 0 ? 0 : tile->target[at + r];
+    tile->target_class[at + r] = static_cast<typename Tile<Storage>::Scalar>(tile->target[at + r]);
+    const int64_t target = tile->ignored(at + r) ? 0 : tile->target[at + r];
     if (problem.layout != kColumnsStaged) {
       const char* logit = logits + r * stride + target * problem.logits_class_stride;
       tile->target_logit[at + r] = to_scalar(read<Storage>(logit));

@@ -172,49 +172,44 @@ inline F32 narrow(F64 low, F64 high) {
 }
 
 // --- transposition -------------------------------------------------------------------------------
-// Pairs of neighbouring rows, then pairs of pairs, and so on; each step in all rows' own 128-bit parts, or of such parts.
+// Four vectors of four 128-bit parts.
+[[gnu::always_inline]] inline void transpose_parts(__m512* a, __m512* b, __m512* c, __m512* d) {
+  const __m512 even_low = _mm512_shuffle_f32x4(*a, *b, 0x88);
+  const __m512 odd_low = _mm512_shuffle_f32x4(*a, *b, 0xdd);
+  const __m512 even_high = _mm512_shuffle_f32x4(*c, *d, 0x88);
+  const __m512 odd_high = _mm512_shuffle_f32x4(*c, *d, 0xdd);
+  *a = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+  *b = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+  *c = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+  *d = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+}
+// Neighbouring rows, then pairs of them, within each 128-bit part; then the parts.
 [[gnu::always_inline]] inline void transpose(F32* rows) {
   __m512 a[16];
-  __m512 b[16];
   for (int i = 0; i < 16; i += 2) {
     a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
     a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
   }
-  for (int i = 0; i < 16; i += 4) {  // b[i + k]: column k of rows i to i + 3, in each 128-bit part
+  for (int i = 0; i < 16; i += 4) {  // rows[i + k]: column k of rows i to i + 3
     for (int k = 0; k < 2; ++k) {
       const __m512d low = _mm512_castps_pd(a[i + k]);
       const __m512d high = _mm512_castps_pd(a[i + 2 + k]);
-      b[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-      b[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+      rows[i + 2 * k].v = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      rows[i + 2 * k + 1].v = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
     }
   }
   for (int k = 0; k < 4; ++k) {
-    const __m512 even_low = _mm512_shuffle_f32x4(b[k], b[k + 4], 0x88);
-    const __m512 odd_low = _mm512_shuffle_f32x4(b[k], b[k + 4], 0xdd);
-    const __m512 even_high = _mm512_shuffle_f32x4(b[k + 8], b[k + 12], 0x88);
-    const __m512 odd_high = _mm512_shuffle_f32x4(b[k + 8], b[k + 12], 0xdd);
-    rows[k].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
-    rows[k + 4].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
-    rows[k + 8].v = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
-    rows[k + 12].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    transpose_parts(&rows[k].v, &rows[k + 4].v, &rows[k + 8].v, &rows[k + 12].v);
   }
 }
 [[gnu::always_inline]] inline void transpose(F64* rows) {
-  __m512d a[8];
+  __m512 a[8];
   for (int i = 0; i < 8; i += 2) {
-    a[i] = _mm512_unpacklo_pd(rows[i].v, rows[i + 1].v);
-    a[i + 1] = _mm512_unpackhi_pd(rows[i].v, rows[i + 1].v);
+    a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(rows[i].v, rows[i + 1].v));
+    a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(rows[i].v, rows[i + 1].v));
   }
-  for (int k = 0; k < 2; ++k) {
-    const __m512d even_low = _mm512_shuffle_f64x2(a[k], a[k + 2], 0x88);
-    const __m512d odd_low = _mm512_shuffle_f64x2(a[k], a[k + 2], 0xdd);
-    const __m512d even_high = _mm512_shuffle_f64x2(a[k + 4], a[k + 6], 0x88);
-    const __m512d odd_high = _mm512_shuffle_f64x2(a[k + 4], a[k + 6], 0xdd);
-    rows[k].v = _mm512_shuffle_f64x2(even_low, even_high, 0x88);
-    rows[k + 2].v = _mm512_shuffle_f64x2(odd_low, odd_high, 0x88);
-    rows[k + 4].v = _mm512_shuffle_f64x2(even_low, even_high, 0xdd);
-    rows[k + 6].v = _mm512_shuffle_f64x2(odd_low, odd_high, 0xdd);
-  }
+  for (int k = 0; k < 2; ++k) transpose_parts(&a[k], &a[k + 2], &a[k + 4], &a[k + 6]);
+  for (int i = 0; i < 8; ++i) rows[i].v = _mm512_castps_pd(a[i]);
 }
 
 // --- powers of two -------------------------------------------------------------------------------
@@ -231,16 +226,6 @@ inline F64 power(F64 shifted) {
   return {_mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted.v), 52))};
 }
 
-// x = n + t with t in [0, 1); vreduce and vscalef need no clamp and let -inf and NaN pass.
-constexpr bool kFractionIsPositive = true;
-struct Split64 {
-  F64 fraction;
-  F64 exponent;
-};
-inline Split64 split(F64 x) { return {{_mm512_reduce_pd(x.v, _MM_FROUND_TO_NEG_INF | 8)}, x}; }
-inline F64 scale(F64 x, Split64 s, Mask64 alive) {
-  return {_mm512_maskz_scalef_pd(alive.m, x.v, s.exponent.v)};
-}
 inline F64 scale_by_integer(F64 x, F64 n) { return {_mm512_scalef_pd(x.v, n.v)}; }
 inline F64 exponent_of(F64 x) { return {_mm512_getexp_pd(x.v)}; }
 inline F64 mantissa_of(F64 x) {
