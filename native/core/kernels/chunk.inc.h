@@ -80,26 +80,27 @@ class LossSum {
   // Of the next n rows.
   void add(const double* losses, int64_t n) {
     int64_t r = 0;
-    if (next_ == 0) {
-      for (; r + F64::kLanes <= n; r += F64::kLanes) sum_.add(load(losses + r));
-    }
-    for (; r < n; ++r) {
-      double high[F64::kLanes];
-      double low[F64::kLanes];
-      sum_.save(high, low);
-      PairSum lane = {high[next_], low[next_]};
-      add_exactly(&lane, losses[r]);
-      high[next_] = lane.high;
-      low[next_] = lane.low;
-      sum_.high = load(high);
-      sum_.low = load(low);
-      next_ = (next_ + 1) % F64::kLanes;
-    }
+    for (; r < n && next_ != 0; ++r) add_one(losses[r]);
+    for (; r + F64::kLanes <= n; r += F64::kLanes) sum_.add(load(losses + r));
+    for (; r < n; ++r) add_one(losses[r]);
   }
 
   PairSum total() const { return sum_of_lanes(sum_); }
 
  private:
+  void add_one(double loss) {
+    double high[F64::kLanes];
+    double low[F64::kLanes];
+    sum_.save(high, low);
+    PairSum lane = {high[next_], low[next_]};
+    add_exactly(&lane, loss);
+    high[next_] = lane.high;
+    low[next_] = lane.low;
+    sum_.high = load(high);
+    sum_.low = load(low);
+    next_ = (next_ + 1) % F64::kLanes;
+  }
+
   WideSum<F64> sum_;
   int next_ = 0;
 };
@@ -166,6 +167,8 @@ class Worker {
     Tile<Storage>& t = tile();
     t.rows = left < p_.tile_rows ? left : p_.tile_rows;
     if (p_.layout == kColumnsDirect && t.rows > cursor->run()) t.rows = cursor->run();
+    const int64_t until_aligned = rows_until_aligned(*cursor);
+    if (until_aligned > 0 && until_aligned < t.rows) t.rows = until_aligned;
     one_run_ = t.rows <= cursor->run();
     for (int64_t at = 0; at < t.rows;) {
       const int64_t n = t.rows - at < cursor->run() ? t.rows - at : cursor->run();
@@ -175,6 +178,18 @@ class Worker {
     }
     for (int64_t r = t.rows; r % Tile<Storage>::Vector::kLanes != 0; ++r) t.target[r] = -1;
     if (p_.arrays[kGamma].varies || p_.arrays[kThreshold].varies) look_at_options(t.rows, &t);
+  }
+
+  // How many rows of a tile of columns leave those after it at the beginning of a cache line of the gradient, where
+  // that is streamed: only whole lines are.
+  int64_t rows_until_aligned(const RowCursor& cursor) const {
+    constexpr int64_t kLine = 64;
+    constexpr int64_t kSize = static_cast<int64_t>(sizeof(Storage));
+    const int64_t past =
+        static_cast<int64_t>(reinterpret_cast<uintptr_t>(cursor.pointer(kGrad)) % kLine);
+    const bool can = p_.stream_grad && p_.layout != kRowsDirect && cursor.stride(kGrad) == kSize &&
+                     p_.grad_class_stride % kLine == 0 && past % kSize == 0;
+    return can && past > 0 ? (kLine - past) / kSize : 0;
   }
 
   void save(RowCursor cursor) {
@@ -211,8 +226,8 @@ class Worker {
     if (p_.layout == kColumnsStaged) {
       staged_grad(out, p_.classes, p_.stream_grad, smooth_weights(), kept(), tile());
     } else if (p_.layout == kColumnsDirect) {
-      column_grad(logits_panel(), out, p_.classes, smooth_weights(), p_.keeps ? kept() : nullptr,
-                  tile());
+      column_grad(logits_panel(), out, p_.classes, p_.stream_grad, smooth_weights(),
+                  p_.keeps ? kept() : nullptr, tile());
     } else {  // the gradient replaces the gathered logits, and is brought where it belongs
       char* const row = tile().grad[0];
       tile().grad[0] = scratch_;

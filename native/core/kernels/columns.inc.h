@@ -139,7 +139,10 @@ void stage_tile(const Panel<Storage>& panel, int64_t rows, int64_t classes, Scal
     whole = rows / L * L;
     for (int64_t v = 0; v < classes; ++v) {
       const Storage* first = panel.at(v, 0);
-      for (int64_t r = 0; r < whole; r += L) store(blocks + r * classes + v * L, load(first + r));
+      for (int64_t r = 0; r < whole; r += L) {
+        prefetch(first + r + rows);  // for the next tile: few CPUs follow as many streams as there are classes
+        store(blocks + r * classes + v * L, load(first + r));
+      }
     }
   }
   for (int64_t r = whole; r < rows; r += L) {
@@ -193,7 +196,7 @@ void unstage(const Scalar* block, int64_t r, int64_t n, int64_t classes,
   }
 }
 
-// Brings the blocks of a tile where the panel is; past the caches if asked to and its vectors are aligned.
+// Brings the blocks of a tile where the panel is.
 template <bool kStream, class Storage, class Scalar>
 void unstage_neighbours(const Scalar* blocks, int64_t rows, int64_t classes,
                         const Panel<Storage>& panel) {
@@ -209,16 +212,21 @@ void unstage_neighbours(const Scalar* blocks, int64_t rows, int64_t classes,
     }
   }
 }
+// Whether whole vectors of neighbouring rows may be written past the caches: where all are aligned.
+template <class Storage>
+inline bool may_stream_rows(const Panel<Storage>& panel) {
+  constexpr uintptr_t kBytes = ComputeOf<Storage>::Vector::kLanes * sizeof(Storage);
+  return reinterpret_cast<uintptr_t>(panel.rows[0]) % kBytes == 0 &&
+         static_cast<uintptr_t>(panel.class_stride) % kBytes == 0;
+}
 template <class Storage, class Scalar>
-void unstage_tile(const Scalar* blocks, int64_t rows, int64_t classes, bool may_stream,
+void unstage_tile(const Scalar* blocks, int64_t rows, int64_t classes, bool stream,
                   const Panel<Storage>& panel) {
   constexpr int64_t L = ComputeOf<Storage>::Vector::kLanes;
-  constexpr uintptr_t kBytes = L * sizeof(Storage);
   int64_t whole = 0;
   if (panel.rows_are_neighbours()) {
     whole = rows / L * L;
-    if (may_stream && reinterpret_cast<uintptr_t>(panel.rows[0]) % kBytes == 0 &&
-        static_cast<uintptr_t>(panel.class_stride) % kBytes == 0) {
+    if (stream && may_stream_rows(panel)) {
       unstage_neighbours<true>(blocks, whole, classes, panel);
     } else {
       unstage_neighbours<false>(blocks, whole, classes, panel);
@@ -592,7 +600,7 @@ void fill_nan_columns(const Panel<Storage>& out, int64_t classes, const Tile<Sto
 
 // Second pass over a tile that is staged.
 template <class Storage>
-void staged_grad(const Panel<Storage>& out, int64_t classes, bool may_stream,
+void staged_grad(const Panel<Storage>& out, int64_t classes, bool stream,
                  const typename Tile<Storage>::Scalar* weights,
                  typename Tile<Storage>::Scalar* blocks, const Tile<Storage>& tile) {
   using Vector = typename Tile<Storage>::Vector;
@@ -603,20 +611,24 @@ void staged_grad(const Panel<Storage>& out, int64_t classes, bool may_stream,
         r, classes, weights, tile, [&](int64_t v) { return load(block + v * L); },
         [&](int64_t v, Vector g) { store(block + v * L, g); });
   }
-  unstage_tile(blocks, tile.rows, classes, may_stream, out);
+  unstage_tile(blocks, tile.rows, classes, stream, out);
   fill_nan_columns(out, classes, tile);
 }
 
 // Second pass over a tile of neighbouring rows; without kept, the logits are read again.
 template <class Storage>
 void column_grad(const Panel<Storage>& z, const Panel<Storage>& out, int64_t classes,
-                 const typename Tile<Storage>::Scalar* weights,
+                 bool may_stream, const typename Tile<Storage>::Scalar* weights,
                  const typename Tile<Storage>::Scalar* kept, const Tile<Storage>& tile) {
   using Vector = typename Tile<Storage>::Vector;
   constexpr int L = Vector::kLanes;
   for (int64_t r = 0; r < tile.rows; r += L) {
     const int64_t n = tile.rows - r < L ? tile.rows - r : L;
-    const auto put = [&](int64_t v, Vector g) { store_first_or_all(out.at(v, r), g, n); };
+    const bool streams = may_stream && n == L && may_stream_rows(out);
+    const auto put = [&](int64_t v, Vector g) {
+      if (streams) return stream(out.at(v, r), g);
+      store_first_or_all(out.at(v, r), g, n);
+    };
     if (kept != nullptr) {
       const auto* const block = kept + r * classes;
       column_grad_of_rows(

@@ -254,15 +254,18 @@ class RowPass {
     exponentials<kGroup>(e, exponent_, &largest_, e);
     for (int u = 0; u < kGroup; ++u) finish.whole(v + u * L);
     for (int u = 0; u < kGroup && kKeep; ++u) store(kept_ + v + u * L, e[u]);
-    sums_.add(sum_of_group(e));
+    sums_.add(group_);  // the one before: this one's is not ready yet
+    group_ = sum_of_group(e);
   }
   // The last group of a segment, of n < 4 L classes.
   [[gnu::always_inline]] void part_of_group(int64_t v, int64_t n) {
+    add_pending();
     sums_.add(sum_of_last_group<Vector>(
         v, n, [this](int64_t at) __attribute__((always_inline)) { return whole(at); },
         [this](int64_t at, int64_t k) __attribute__((always_inline)) { return part(at, k); }));
   }
   [[gnu::always_inline]] void end_segment() {
+    add_pending();
     add_pair(&total_, sum_of_lanes(sums_));
     sums_ = WideSum<Vector>();
   }
@@ -271,6 +274,10 @@ class RowPass {
   bool exceeds() const { return any(too_large(largest_)); }
 
  private:
+  [[gnu::always_inline]] void add_pending() {
+    sums_.add(group_);
+    group_ = broadcast(Scalar(0));
+  }
   [[gnu::always_inline]] Vector whole(int64_t v) {
     const Vector e = exponential(load_shifted<kShifted>(z_ + v, shift_), exponent_, &largest_);
     if (kKeep) store(kept_ + v, e);
@@ -289,6 +296,7 @@ class RowPass {
   Exponent<Vector> exponent_;
   Vector largest_ = broadcast(ExponentRange<Vector>::kMagic);
   WideSum<Vector> sums_;
+  Vector group_ = broadcast(Scalar(0));  // to be added
   PairSum total_ = {0.0, 0.0};
 };
 
