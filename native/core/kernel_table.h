@@ -112,6 +112,26 @@ struct TargetCheck {
 
 using NextChunk = int64_t (*)(void* chunks);
 
+// A row's classes are summed, and given to several workers, in segments of this many.
+constexpr int64_t kSegment = 8192;
+
+static inline int64_t segments_of(int64_t classes) { return (classes + kSegment - 1) / kSegment; }
+
+// What the workers of a few long rows share (kernels/long_rows.inc.h).
+struct LongRow {
+  int64_t unfinished;                // segments whose sums are not known
+  int32_t is_summed;                 // all are, and the epilogue is done
+  alignas(16) char second_pass[96];  // what it needs of the row
+};
+struct LongRows {
+  int64_t next_task;
+  LongRow* rows;
+  struct Segment {
+    PairSum sum;
+    bool exceeds;  // a logit was too large for the row's reference
+  }* segments;     // of row 0, of row 1, ...
+};
+
 struct KernelTable {
   const char* name;
   void (*lay_out)(RowProblem* problem, int64_t cache_bytes);
@@ -119,6 +139,9 @@ struct KernelTable {
   // its rows, [chunk * chunk_rows, + chunk_rows), and loss_sums[chunk].
   void (*work)(const RowProblem& problem, char* scratch, NextChunk next, void* chunks,
                PairSum* loss_sums);
+  // One worker's part where kRowsDirect's rows are worked off in segments: the same results, to the bit.
+  void (*work_on_segments)(const RowProblem& problem, char* scratch, LongRows* rows,
+                           PairSum* loss_sums);
   TargetCheck (*check_targets)(const char* targets, int32_t dtype, int64_t stride, int64_t n,
                                int64_t classes, bool has_ignore_index, int64_t ignore_index);
   int64_t (*pointwise)(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,

@@ -18,6 +18,8 @@
 // changes no digit of theirs. So K need not be the maximum, which would take a pass of its own: it comes from the row's
 // first classes, and the rare row that holds much larger logits is summed again.
 
+#include <sched.h>
+
 #include "kernels/polynomials.inc.h"
 #include "kernels/math.inc.h"
 #include "kernels/accumulator.inc.h"
@@ -29,3 +31,5 @@
 #include "kernels/targets.inc.h"
 #include "kernels/pointwise.inc.h"
 #include "kernels/chunk.inc.h"
+#include "kernels/long_rows.inc.h"
+#include "kernels/table.inc.h"

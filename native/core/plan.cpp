@@ -17,6 +17,8 @@ constexpr int64_t kCacheBytes = 16 << 20;
 constexpr size_t kAlignment = 64;
 // A thread with fewer logits than this costs more to wake than it saves.
 constexpr int64_t kFewestLogits = 65536;
+// The time of a row that is split into segments, over that of one that is not.
+constexpr double kCostOfSplitting = 1.25;
 
 std::unique_ptr<char, FreeDeleter> allocate_aligned(size_t bytes) {
   const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -86,9 +88,18 @@ Plan::Plan(const gce_problem& problem, int32_t max_workers) : kernels_(&kernels(
   set_label_smoothing(problem);
   kernels_->lay_out(&rows_, kCacheBytes);
   chunks_ = (rows_.rows + rows_.chunk_rows - 1) / rows_.chunk_rows;
-  const int64_t useful = std::min(chunks_, rows_.rows * rows_.classes / kFewestLogits);
-  workers_ = static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(max_workers, useful)));
+  set_workers(max_workers);
   allocate();
+}
+
+void Plan::set_workers(int32_t max_workers) {
+  const int64_t useful = rows_.rows * rows_.classes / kFewestLogits;
+  const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(max_workers, useful));
+  const int64_t turns = (chunks_ + workers - 1) / workers;  // of the busiest, without splitting
+  splits_rows_ =
+      rows_.layout == kRowsDirect && rows_.chunk_rows == 1 && segments_of(rows_.classes) > 1 &&
+      static_cast<double>(turns * workers) > kCostOfSplitting * static_cast<double>(chunks_);
+  workers_ = static_cast<int32_t>(splits_rows_ ? workers : std::min(workers, chunks_));
 }
 
 void Plan::lay_out_axes(const gce_problem& problem) {
@@ -175,11 +186,22 @@ void Plan::allocate() {
     scratch_ = allocate_aligned(rows_.scratch_bytes * static_cast<size_t>(workers_));
   }
   chunk_sums_.resize(static_cast<size_t>(chunks_));
+  if (!splits_rows_) return;
+  const int64_t segments = segments_of(rows_.classes);
+  LongRow unfinished = {};
+  unfinished.unfinished = segments;
+  of_long_rows_.assign(static_cast<size_t>(rows_.rows), unfinished);
+  of_segments_.resize(static_cast<size_t>(rows_.rows * segments));
+  long_rows_.rows = of_long_rows_.data();
+  long_rows_.segments = of_segments_.data();
 }
 
 void Plan::work(int32_t worker) {
   char* scratch =
       scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : nullptr;
+  if (splits_rows_) {
+    return kernels_->work_on_segments(rows_, scratch, &long_rows_, chunk_sums_.data());
+  }
   const NextChunk next = [](void* plan) { return static_cast<Plan*>(plan)->next_chunk(); };
   kernels_->work(rows_, scratch, next, this, chunk_sums_.data());
 }

@@ -33,6 +33,7 @@ class Plan {
   void lay_out_axes(const gce_problem& problem);
   void set_divisor(const gce_problem& problem, const RowWeights& weights);
   void set_label_smoothing(const gce_problem& problem);
+  void set_workers(int32_t max_workers);
   void allocate();
   int64_t next_chunk();
 
@@ -42,6 +43,10 @@ class Plan {
   int64_t chunks_;
   int32_t workers_;
   std::atomic<int64_t> next_chunk_{0};
+  bool splits_rows_;  // into segments, which several workers take
+  LongRows long_rows_{};
+  std::vector<LongRow> of_long_rows_;
+  std::vector<LongRows::Segment> of_segments_;
   std::unique_ptr<char, FreeDeleter> scratch_;
   std::unique_ptr<char, FreeDeleter> smooth_weights_;
   std::vector<PairSum> chunk_sums_;  // of the losses

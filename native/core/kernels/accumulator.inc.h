@@ -11,7 +11,6 @@
 namespace gce {
 namespace {
 
-constexpr int64_t kSegment = 32768;
 constexpr int kGroup = 4;  // vectors
 
 // The sums of twice the precision: doubles for F32, for F64 pairs high + low.

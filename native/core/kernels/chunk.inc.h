@@ -1,5 +1,4 @@
-// Choosing a layout, working off a chunk of rows tile by tile, and the table of this ISA.
-// Included last by ../kernels.inc.h.
+// Choosing a layout, and working off a chunk of rows tile by tile. Included by ../kernels.inc.h.
 
 namespace gce {
 namespace {
@@ -7,7 +6,8 @@ namespace {
 constexpr int64_t kFewClasses = 32;         // up to here contiguous rows are worked off by columns
 constexpr int64_t kMostStagedClasses = 64;  // at most kProbe: the probe is the maximum
 constexpr int64_t kTileBytes = 131072;      // kept exponentials of a tile: they stay in L2
-constexpr int64_t kChunkElements = 65536;
+constexpr int64_t kChunkElements = 49152;   // 10 microseconds' work or so
+constexpr int64_t kRowElements = 64;        // that take as long as what is done once for a row
 constexpr int64_t kFewestNeighbours =
     8;  // rows in a contiguous run that are worth lanes of their own
 constexpr int64_t kLargestFloatIndex = 1 << 24;
@@ -57,21 +57,8 @@ void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   }
   p->scratch_bytes =
       static_cast<size_t>(p->kept_offset + (p->keeps ? p->tile_rows * p->kept_stride : 0));
-  const int64_t rows = kChunkElements / p->classes;
+  const int64_t rows = kChunkElements / (p->classes + kRowElements);
   p->chunk_rows = rows < 1 ? 1 : rows < kMaxTileRows ? rows : rows / kMaxTileRows * kMaxTileRows;
-}
-
-void lay_out(RowProblem* p, int64_t cache_bytes) {
-  switch (p->arrays[kLogits].dtype) {
-    case GCE_FLOAT16:
-      return lay_out_as<Float16>(p, cache_bytes);
-    case GCE_BFLOAT16:
-      return lay_out_as<BFloat16>(p, cache_bytes);
-    case GCE_FLOAT32:
-      return lay_out_as<float>(p, cache_bytes);
-    default:
-      return lay_out_as<double>(p, cache_bytes);
-  }
 }
 
 // Adds losses in row order into fixed lanes: a row's is its index within the chunk modulo L, whatever the tiles.
@@ -105,22 +92,24 @@ class LossSum {
   int next_ = 0;
 };
 
+inline EpilogueNeeds needs_of(const RowProblem& p) {
+  return {p.divisor,
+          1.0 / p.divisor,
+          p.smooth_weight_sum,
+          p.arrays[kLoss].data != nullptr || p.reduction != GCE_REDUCTION_NONE,
+          p.arrays[kLogsumexp].data != nullptr || p.arrays[kTargetLogProb].data != nullptr,
+          p.arrays[kGrad].data != nullptr,
+          p.value == GCE_VALUE_SURROGATE,
+          p.smooth_weights != nullptr};
+}
+
 // One worker: takes chunks until there are none, with its own scratch and tiles. The second pass over a tile of
 // contiguous rows runs together with the first pass over the next.
 template <class Storage>
 class Worker {
  public:
   Worker(const RowProblem& problem, char* scratch)
-      : p_(problem),
-        scratch_(scratch),
-        needs_{p_.divisor,
-               1.0 / p_.divisor,
-               p_.smooth_weight_sum,
-               p_.arrays[kLoss].data != nullptr || p_.reduction != GCE_REDUCTION_NONE,
-               p_.arrays[kLogsumexp].data != nullptr || p_.arrays[kTargetLogProb].data != nullptr,
-               p_.arrays[kGrad].data != nullptr,
-               p_.value == GCE_VALUE_SURROGATE,
-               p_.smooth_weights != nullptr} {
+      : p_(problem), scratch_(scratch), needs_(needs_of(p_)) {
     fill_constants(p_, &tiles_[0]);
     if (needs_.grad && p_.layout == kRowsDirect) fill_constants(p_, &tiles_[1]);
   }
@@ -143,12 +132,12 @@ class Worker {
     LossSum losses;
     for (int64_t left = end - begin; left > 0;) {
       const RowCursor at_start = cursor;
-      load_tile(left, &cursor);
+      next_tile(left, &cursor);
       left -= tile().rows;
       first_pass();
       tile_epilogue(needs_, &tile());
       if (needs_.loss) losses.add(tile().loss, tile().rows);
-      save(at_start);
+      store_tile(at_start, tile());
       if (!needs_.grad) continue;
       if (p_.layout == kRowsDirect) {
         pending_ = true;
@@ -163,21 +152,14 @@ class Worker {
   Tile<Storage>& tile() { return tiles_[now_]; }
   Tile<Storage>& previous() { return tiles_[1 - now_]; }
 
-  void load_tile(int64_t left, RowCursor* cursor) {
+  void next_tile(int64_t left, RowCursor* cursor) {
     Tile<Storage>& t = tile();
     t.rows = left < p_.tile_rows ? left : p_.tile_rows;
     if (p_.layout == kColumnsDirect && t.rows > cursor->run()) t.rows = cursor->run();
     const int64_t until_aligned = rows_until_aligned(*cursor);
     if (until_aligned > 0 && until_aligned < t.rows) t.rows = until_aligned;
     one_run_ = t.rows <= cursor->run();
-    for (int64_t at = 0; at < t.rows;) {
-      const int64_t n = t.rows - at < cursor->run() ? t.rows - at : cursor->run();
-      load_run(p_, *cursor, at, n, &t);
-      cursor->advance(n);
-      at += n;
-    }
-    for (int64_t r = t.rows; r % Tile<Storage>::Vector::kLanes != 0; ++r) t.target[r] = -1;
-    if (p_.arrays[kGamma].varies || p_.arrays[kThreshold].varies) look_at_options(t.rows, &t);
+    load_tile(p_, cursor, &t);
   }
 
   // How many rows of a tile of columns leave those after it at the beginning of a cache line of the gradient, where
@@ -190,16 +172,6 @@ class Worker {
     const bool can = p_.stream_grad && p_.layout != kRowsDirect && cursor.stride(kGrad) == kSize &&
                      p_.grad_class_stride % kLine == 0 && past % kSize == 0;
     return can && past > 0 ? (kLine - past) / kSize : 0;
-  }
-
-  void save(RowCursor cursor) {
-    const Tile<Storage>& t = tile();
-    for (int64_t at = 0; at < t.rows;) {
-      const int64_t n = t.rows - at < cursor.run() ? t.rows - at : cursor.run();
-      store_run(cursor, at, n, t);
-      cursor.advance(n);
-      at += n;
-    }
   }
 
   const Scalar* smooth_weights() const {
@@ -266,42 +238,23 @@ class Worker {
     } else if (!pending) {
       row_sum<true>(z, p_.classes, r, kept(r), nothing, &t);
     } else {
-      with_finish(r, previous(), [&](const auto& finish) {
+      with_finish_of(r, previous(), [&](const auto& finish) {
         row_sum<true>(z, p_.classes, r, kept(r), finish, &t);
       });
     }
-    if (smooth_weights() == nullptr && !want_argmax()) return;
-    row_extremes(z, p_.classes, r, &t);
-    if (smooth_weights() == nullptr) return;
-    const PairSum spread = row_spread(z, p_.classes, smooth_weights(), broadcast(t.maximum[r]));
-    t.spread_high[r] = spread.high;
-    t.spread_low[r] = spread.low;
+    row_extras(z, p_, r, &t);
   }
 
   template <class Action>
-  void with_finish(int64_t r, Tile<Storage>& t, Action action) {
-    if (t.grad_scale[r] != 1) scale_kept(p_.classes, r, kept(r), &t);
-    const bool aligned = reinterpret_cast<uintptr_t>(t.grad[r]) % sizeof(Storage) == 0;
-    const auto finish_with = [&](auto finish) {
-      action(finish);
-      finish.put_target();
-    };
-    if (smooth_weights() != nullptr) {
-      finish_with(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept(r), {smooth_weights()}, r,
-                                                                    t, p_.classes));
-    } else if (p_.stream_grad && aligned) {
-      finish_with(RowFinish<true, Storage, NoOffset>(kept(r), {}, r, t, p_.classes));
-    } else {
-      finish_with(RowFinish<false, Storage, NoOffset>(kept(r), {}, r, t, p_.classes));
-    }
+  void with_finish_of(int64_t r, const Tile<Storage>& t, Action action) {
+    with_finish(RowGrad<Storage>::of(t, r, p_.classes), smooth_weights(), p_.stream_grad, kept(r),
+                action);
   }
-  void finish_row(int64_t r, Tile<Storage>& t) {
-    with_finish(r, t, [](const auto& finish) {
-      finish.begin();
-      finish.rest(0);
-    });
+  void finish_row(int64_t r, const Tile<Storage>& t) {
+    finish_at_once(RowGrad<Storage>::of(t, r, p_.classes), smooth_weights(), p_.stream_grad,
+                   kept(r));
   }
-  void finish_rows(int64_t from, Tile<Storage>& t) {
+  void finish_rows(int64_t from, const Tile<Storage>& t) {
     for (int64_t r = from; r < t.rows; ++r) {
       if (!finish_special_row(p_.classes, r, t)) finish_row(r, t);
     }
@@ -324,29 +277,5 @@ class Worker {
   bool pending_ = false;  // the previous tile lacks its second pass
 };
 
-void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, PairSum* loss_sums) {
-  switch (p.arrays[kLogits].dtype) {
-    case GCE_FLOAT16:
-      return Worker<Float16>(p, scratch).run(next, chunks, loss_sums);
-    case GCE_BFLOAT16:
-      return Worker<BFloat16>(p, scratch).run(next, chunks, loss_sums);
-    case GCE_FLOAT32:
-      return Worker<float>(p, scratch).run(next, chunks, loss_sums);
-    default:
-      return Worker<double>(p, scratch).run(next, chunks, loss_sums);
-  }
-}
-
 }  // namespace
-
-#define GCE_JOIN_(a, b) a##b
-#define GCE_JOIN(a, b) GCE_JOIN_(a, b)
-#define GCE_TEXT_(a) #a
-#define GCE_TEXT(a) GCE_TEXT_(a)
-
-const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
-  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out, work, check_targets, pointwise};
-  return &table;
-}
-
 }  // namespace gce

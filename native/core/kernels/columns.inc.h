@@ -140,7 +140,8 @@ void stage_tile(const Panel<Storage>& panel, int64_t rows, int64_t classes, Scal
     for (int64_t v = 0; v < classes; ++v) {
       const Storage* first = panel.at(v, 0);
       for (int64_t r = 0; r < whole; r += L) {
-        prefetch(first + r + rows);  // for the next tile: few CPUs follow as many streams as there are classes
+        prefetch(first + r +
+                 rows);  // for the next tile: few CPUs follow as many streams as there are classes
         store(blocks + r * classes + v * L, load(first + r));
       }
     }

@@ -141,6 +141,33 @@ struct WeightedOffset {
   }
 };
 
+// What the second pass needs of a row, or of a segment of one: there `target` may lie outside.
+template <class Storage>
+struct RowGrad {
+  using Scalar = typename Tile<Storage>::Scalar;
+
+  Storage* out;
+  int64_t classes;
+  int64_t target;
+  Scalar factor;
+  Scalar scale;
+  Scalar floor;
+  Scalar offset;
+  Storage target_grad;
+
+  static RowGrad of(const Tile<Storage>& tile, int64_t r, int64_t classes) {
+    return {reinterpret_cast<Storage*>(tile.grad[r]),
+            classes,
+            tile.target[r],
+            tile.grad_factor[r],
+            tile.grad_scale[r],
+            tile.grad_floor[r],
+            tile.grad_offset[r],
+            tile.target_grad[r]};
+  }
+  bool has_target() const { return target >= 0 && target < classes; }
+};
+
 // The second pass of one row, piecewise: from the exponentials that its first pass kept to its gradient. Where it
 // streams, whole(v) starts at the first vector of aligned memory, `lead` classes into the row; and the target's
 // gradient is streamed with the vector that it is in, once more: an ordinary store would first read its line back.
@@ -150,21 +177,20 @@ class RowFinish {
   using Vector = typename ComputeOf<Storage>::Vector;
   using Scalar = typename Vector::Scalar;
 
-  RowFinish(const Scalar* kept, const Offset& offset, int64_t r, const Tile<Storage>& tile,
-            int64_t classes)
+  RowFinish(const Scalar* kept, const Offset& offset, const RowGrad<Storage>& grad_of)
       : kept_(kept),
-        out_(reinterpret_cast<Storage*>(tile.grad[r])),
-        classes_(classes),
-        factor_(broadcast(tile.grad_factor[r])),
-        floor_(broadcast(tile.grad_floor[r])),
-        offset_of_row_(broadcast(tile.grad_offset[r])),
+        out_(grad_of.out),
+        classes_(grad_of.classes),
+        factor_(broadcast(grad_of.factor)),
+        floor_(broadcast(grad_of.floor)),
+        offset_of_row_(broadcast(grad_of.offset)),
         offset_(offset),
-        target_(tile.target[r]),
-        target_grad_(tile.target_grad[r]) {
+        target_(grad_of.target),
+        target_grad_(grad_of.target_grad) {
     if (!kStream) return;
     const uintptr_t past = reinterpret_cast<uintptr_t>(out_) % (L * sizeof(Storage));
     lead_ = static_cast<int64_t>((L * sizeof(Storage) - past) / sizeof(Storage)) % L;
-    prefetch_to_write(out_ + classes - 1);
+    prefetch_to_write(out_ + classes_ - 1);
     if (target_is_streamed()) store(target_vector_, grad(load(kept_ + start_of_target())));
   }
 
@@ -390,18 +416,60 @@ bool finish_special_row(int64_t classes, int64_t r, const Tile<Storage>& tile) {
   return true;
 }
 
-// Brings the exponentials of a row whose sum is huge down by grad_scale, so that its factor is no subnormal.
+// Brings the exponentials of a row whose sum is huge down by its scale, so that its factor is no subnormal.
 template <class Storage>
-void scale_kept(int64_t classes, int64_t r, typename Tile<Storage>::Scalar* kept,
-                Tile<Storage>* tile) {
+void scale_kept(typename Tile<Storage>::Scalar* kept, RowGrad<Storage>* grad) {
   using Vector = typename Tile<Storage>::Vector;
-  const Vector scale = broadcast(tile->grad_scale[r]);
-  const Vector floor = broadcast(tile->grad_floor[r]);
-  for (int64_t v = 0; v < classes; v += Vector::kLanes) {  // `kept` has room for whole vectors
+  const Vector scale = broadcast(grad->scale);
+  const Vector floor = broadcast(grad->floor);
+  for (int64_t v = 0; v < grad->classes;
+       v += Vector::kLanes) {  // `kept` has room for whole vectors
     const Vector e = load(kept + v);
     store(kept + v, keep(e * scale, not_less(e, floor)));
   }
-  tile->grad_floor[r] *= tile->grad_scale[r];
+  grad->floor *= grad->scale;
+}
+
+// Gives action the second pass, as a RowFinish, and puts the target's gradient after it. weights: those of label
+// smoothing, or null.
+template <class Storage, class Action>
+void with_finish(RowGrad<Storage> grad, const typename Tile<Storage>::Scalar* weights, bool stream,
+                 typename Tile<Storage>::Scalar* kept, Action action) {
+  using Scalar = typename Tile<Storage>::Scalar;
+  if (grad.scale != 1) scale_kept(kept, &grad);
+  const bool aligned = reinterpret_cast<uintptr_t>(grad.out) % sizeof(Storage) == 0;
+  const auto finish_with = [&](auto&& finish) {
+    action(finish);
+    if (grad.has_target()) finish.put_target();
+  };
+  if (weights != nullptr) {
+    finish_with(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept, {weights}, grad));
+  } else if (stream && aligned) {
+    finish_with(RowFinish<true, Storage, NoOffset>(kept, {}, grad));
+  } else {
+    finish_with(RowFinish<false, Storage, NoOffset>(kept, {}, grad));
+  }
+}
+template <class Storage>
+void finish_at_once(const RowGrad<Storage>& grad, const typename Tile<Storage>::Scalar* weights,
+                    bool stream, typename Tile<Storage>::Scalar* kept) {
+  with_finish(grad, weights, stream, kept, [](const auto& finish) {
+    finish.begin();
+    finish.rest(0);
+  });
+}
+
+// What the statistics and label smoothing need of row r beside its sum.
+template <class Storage>
+void row_extras(const Storage* z, const RowProblem& problem, int64_t r, Tile<Storage>* tile) {
+  using Scalar = typename Tile<Storage>::Scalar;
+  const auto* weights = reinterpret_cast<const Scalar*>(problem.smooth_weights);
+  if (weights == nullptr && problem.arrays[kArgmax].data == nullptr) return;
+  row_extremes(z, problem.classes, r, tile);
+  if (weights == nullptr) return;
+  const PairSum spread = row_spread(z, problem.classes, weights, broadcast(tile->maximum[r]));
+  tile->spread_high[r] = spread.high;
+  tile->spread_low[r] = spread.low;
 }
 
 }  // namespace

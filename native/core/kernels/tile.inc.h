@@ -267,5 +267,31 @@ void store_run(const RowCursor& cursor, int64_t at, int64_t n, const Tile<Storag
   }
 }
 
+// The tile's next rows, tile->rows of them, from the cursor's on.
+template <class Storage>
+void load_tile(const RowProblem& problem, RowCursor* cursor, Tile<Storage>* tile) {
+  for (int64_t at = 0; at < tile->rows;) {
+    const int64_t n = tile->rows - at < cursor->run() ? tile->rows - at : cursor->run();
+    load_run(problem, *cursor, at, n, tile);
+    cursor->advance(n);
+    at += n;
+  }
+  for (int64_t r = tile->rows; r % Tile<Storage>::Vector::kLanes != 0; ++r) tile->target[r] = -1;
+  if (problem.arrays[kGamma].varies || problem.arrays[kThreshold].varies) {
+    look_at_options(tile->rows, tile);
+  }
+}
+
+// Writes the tile's per-row outputs; the cursor is at its first row.
+template <class Storage>
+void store_tile(RowCursor cursor, const Tile<Storage>& tile) {
+  for (int64_t at = 0; at < tile.rows;) {
+    const int64_t n = tile.rows - at < cursor.run() ? tile.rows - at : cursor.run();
+    store_run(cursor, at, n, tile);
+    cursor.advance(n);
+    at += n;
+  }
+}
+
 }  // namespace
 }  // namespace gce

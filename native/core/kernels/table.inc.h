@@ -1,0 +1,58 @@
+// The kernels of each dtype, and the table of this ISA. Included last by ../kernels.inc.h.
+
+namespace gce {
+namespace {
+
+void lay_out(RowProblem* p, int64_t cache_bytes) {
+  switch (p->arrays[kLogits].dtype) {
+    case GCE_FLOAT16:
+      return lay_out_as<Float16>(p, cache_bytes);
+    case GCE_BFLOAT16:
+      return lay_out_as<BFloat16>(p, cache_bytes);
+    case GCE_FLOAT32:
+      return lay_out_as<float>(p, cache_bytes);
+    default:
+      return lay_out_as<double>(p, cache_bytes);
+  }
+}
+
+void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, PairSum* loss_sums) {
+  switch (p.arrays[kLogits].dtype) {
+    case GCE_FLOAT16:
+      return Worker<Float16>(p, scratch).run(next, chunks, loss_sums);
+    case GCE_BFLOAT16:
+      return Worker<BFloat16>(p, scratch).run(next, chunks, loss_sums);
+    case GCE_FLOAT32:
+      return Worker<float>(p, scratch).run(next, chunks, loss_sums);
+    default:
+      return Worker<double>(p, scratch).run(next, chunks, loss_sums);
+  }
+}
+
+void work_on_segments(const RowProblem& p, char* scratch, LongRows* rows, PairSum* loss_sums) {
+  switch (p.arrays[kLogits].dtype) {
+    case GCE_FLOAT16:
+      return SegmentWorker<Float16>(p, scratch, rows, loss_sums).run();
+    case GCE_BFLOAT16:
+      return SegmentWorker<BFloat16>(p, scratch, rows, loss_sums).run();
+    case GCE_FLOAT32:
+      return SegmentWorker<float>(p, scratch, rows, loss_sums).run();
+    default:
+      return SegmentWorker<double>(p, scratch, rows, loss_sums).run();
+  }
+}
+
+}  // namespace
+
+#define GCE_JOIN_(a, b) a##b
+#define GCE_JOIN(a, b) GCE_JOIN_(a, b)
+#define GCE_TEXT_(a) #a
+#define GCE_TEXT(a) GCE_TEXT_(a)
+
+const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
+  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out,       work,
+                                    work_on_segments,  check_targets, pointwise};
+  return &table;
+}
+
+}  // namespace gce
