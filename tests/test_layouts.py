@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import gce
 from engines import EMULATED, ENGINES, IN_PROCESS, python
 
 DTYPES = {
@@ -362,7 +363,7 @@ LARGE += [(name, dtype) for name in IN_PROCESS for dtype in ("float16", "float64
 
 @pytest.mark.parametrize(("engine", "dtype"), LARGE, indirect=["engine"])
 def test_gradients_larger_than_the_caches(engine, dtype):
-    # From 16 MiB on, gradients that are not written in place bypass the caches: rows at all
+    # From 10 MiB on, gradients that are not written in place bypass the caches: rows at all
     # alignments, and the last one to the very end of its memory.
     classes = 131_101
     rows = 2**24 // (classes * DTYPES[dtype].itemsize) + 1
@@ -385,6 +386,25 @@ def test_gradients_larger_than_the_caches(engine, dtype):
     in_place, _ = engine.loss_and_grad(logits, **arguments, out=logits)
     assert_same_bits(in_place, loss)
     assert_same_bits(logits, grad)
+
+
+@pytest.mark.parametrize("classes", [21, 100])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_gradients_of_columns_larger_than_the_caches(isa, dtype, classes):
+    # Neighbouring rows' gradients bypass the caches in whole lines, wherever the first begins.
+    inner = 2**24 // (classes * np.dtype(dtype).itemsize) // 64 * 64
+    rng = np.random.default_rng(0)
+    logits = np.resize(rng.normal(size=9973).astype(dtype), (classes, inner))
+    targets = rng.integers(0, classes, size=inner)
+    loss, grad = gce.loss_and_grad(np.ascontiguousarray(logits.T), targets, 0.4)
+    memory = np.empty(classes * inner + 64, dtype)
+    for first in (0, 1, 5, 8, 12, 31):
+        out = memory[first : first + classes * inner].reshape(classes, inner)
+        memory.fill(np.nan)
+        got = gce.loss_and_grad(logits, targets, 0.4, axis=0, out=out)[0]
+        assert_same_bits(got, loss)
+        assert_same_bits(out, grad.T)
+        assert np.isnan(memory[:first]).all() and np.isnan(memory[first + out.size :]).all()
 
 
 # --- memory that must not be touched --------------------------------------------------------------

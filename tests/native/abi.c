@@ -451,8 +451,8 @@ static void run_threads(Batch* b, int32_t threads, float loss, const float* grad
   CHECK(memcmp(b->grad, grad, bytes) == 0);
 }
 
-static void threads(void) {
-  Batch b = new_batch(2000, 257); /* half a million logits: several chunks */
+static void threads_share(int64_t rows, int64_t classes) {
+  Batch b = new_batch(rows, classes);
   gce_problem p = problem_of(&b);
   const size_t bytes = (size_t)(b.shape[0] * b.shape[1]) * sizeof(float);
   CHECK(gce_run(&p) == GCE_OK);
@@ -473,6 +473,12 @@ static void threads(void) {
   gce_plan_finish(NULL);
   free(grad);
   free_batch(&b);
+}
+
+static void threads(void) {
+  threads_share(8000, 257);  /* several chunks */
+  threads_share(1, 2000003); /* one row, several segments */
+  threads_share(3, 700001);
 }
 
 static void* fail_elsewhere(void* argument) {
