@@ -23,6 +23,9 @@ struct Panel {
   }
   bool rows_are_neighbours() const { return row_stride == kSize; }
   bool classes_are_neighbours() const { return class_stride == kSize; }
+  bool rows_are_dense(int64_t classes) const {
+    return classes_are_neighbours() && row_stride == classes * kSize;
+  }
 };
 
 // n of the L rows exist.
@@ -129,6 +132,79 @@ void stage(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t classes, S
   }
 }
 
+// Blocks of rows that lie one after another, of V classes, V known to the compiler: loops without branches. What a
+// whole vector takes past its row is the next rows'; only the end of the last block must not be passed.
+constexpr int kMostFewClasses = 16;
+
+template <int V, class Storage, class Scalar>
+void stage_block_of_few(const Storage* rows, bool is_last, Scalar* block) {
+  using Vector = typename ComputeOf<Storage>::Vector;
+  constexpr int L = Vector::kLanes;
+#pragma GCC unroll 8
+  for (int begin = 0; begin < V; begin += L) {
+    const int count = V - begin < L ? V - begin : L;
+    Vector part[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const Storage* from = rows + i * V + begin;
+      part[i] = i * V + begin + L > L * V && is_last ? load_first(from, count, broadcast(Scalar(0)))
+                                                     : load(from);
+    }
+    transpose(part);
+#pragma GCC unroll 16
+    for (int v = 0; v < count; ++v) store(block + (begin + v) * L, part[v]);
+  }
+}
+template <int V, class Storage, class Scalar>
+void unstage_block_of_few(const Scalar* block, bool is_last, Storage* rows) {
+  using Vector = typename ComputeOf<Storage>::Vector;
+  constexpr int L = Vector::kLanes;
+  constexpr int kParts = (V + L - 1) / L;
+  Vector parts[kParts][L];
+#pragma GCC unroll 8
+  for (int part = 0; part < kParts; ++part) {
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const int v = part * L + i;
+      parts[part][i] = load(block + (v < V ? v : part * L) * L);
+    }
+    transpose(parts[part]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) {
+#pragma GCC unroll 8
+    for (int part = 0; part < kParts; ++part) {
+      Storage* to = rows + i * V + part * L;
+      if (i * V + part * L + L > L * V && is_last) {
+        store_first(to, parts[part][i], V - part * L);
+      } else {
+        store(to, parts[part][i]);  // what it spoils of the next rows is written after it
+      }
+    }
+  }
+}
+
+// Stages or unstages the whole blocks among n rows by the two above; returns how many rows they have, 0 if V is
+// larger.
+template <bool kStage, class Storage, class Scalar, int V = kMostFewClasses>
+int64_t move_few(Storage* rows, int64_t n, int64_t classes, Scalar* blocks) {
+  constexpr int L = ComputeOf<Storage>::Vector::kLanes;
+  if constexpr (V < 2) {
+    return 0;
+  } else {
+    if (classes != V) return move_few<kStage, Storage, Scalar, V - 1>(rows, n, classes, blocks);
+    int64_t r = 0;
+    for (; r + L <= n; r += L) {
+      if constexpr (kStage) {
+        stage_block_of_few<V>(rows + r * V, r + L == n, blocks + r * V);
+      } else {
+        unstage_block_of_few<V>(blocks + r * V, r + L == n, rows + r * V);
+      }
+    }
+    return r;
+  }
+}
+
 // Brings all rows of a tile into blocks.
 template <class Storage, class Scalar>
 void stage_tile(const Panel<Storage>& panel, int64_t rows, int64_t classes, Scalar* blocks) {
@@ -146,6 +222,7 @@ void stage_tile(const Panel<Storage>& panel, int64_t rows, int64_t classes, Scal
       }
     }
   }
+  if (panel.rows_are_dense(classes)) whole = move_few<true>(panel.at(0, 0), rows, classes, blocks);
   for (int64_t r = whole; r < rows; r += L) {
     stage(panel, r, rows - r < L ? rows - r : L, classes, blocks + r * classes);
   }
@@ -221,7 +298,7 @@ inline bool may_stream_rows(const Panel<Storage>& panel) {
          static_cast<uintptr_t>(panel.class_stride) % kBytes == 0;
 }
 template <class Storage, class Scalar>
-void unstage_tile(const Scalar* blocks, int64_t rows, int64_t classes, bool stream,
+void unstage_tile(Scalar* blocks, int64_t rows, int64_t classes, bool stream,
                   const Panel<Storage>& panel) {
   constexpr int64_t L = ComputeOf<Storage>::Vector::kLanes;
   int64_t whole = 0;
@@ -233,6 +310,7 @@ void unstage_tile(const Scalar* blocks, int64_t rows, int64_t classes, bool stre
       unstage_neighbours<false>(blocks, whole, classes, panel);
     }
   }
+  if (panel.rows_are_dense(classes)) whole = move_few<false>(panel.at(0, 0), rows, classes, blocks);
   for (int64_t r = whole; r < rows; r += L) {
     unstage(blocks + r * classes, r, rows - r < L ? rows - r : L, classes, panel);
   }
@@ -337,6 +415,61 @@ template <class Vector, class TermsOf>
   return total;
 }
 
+// The sums of a tile's blocks of V <= kMostFewClasses float vectors, V known to the compiler: those of
+// sum_of_columns, less what adds +0.
+template <int V>
+void sums_of_few(const float* blocks, int64_t rows, double* high, double* low) {
+  constexpr int L = F32::kLanes;
+  constexpr int kSums = ColumnSum<F32>::kLanes;
+  static_assert(kMostFewClasses <= kGroup * L, "one group");
+  const F64 zero = broadcast(0.0);
+  for (int64_t r = 0; r < rows; r += L) {
+    const float* block = blocks + r * V;
+    const auto at_distance = [&](int v) __attribute__((always_inline)) {
+      F32 sum = load(block + v * L);
+      if (v + L < V) sum = sum + load(block + (v + L) * L);
+      if (v + 2 * L >= V) return sum;
+      const F32 third = load(block + (v + 2 * L) * L);
+      return sum + (v + 3 * L < V ? third + load(block + (v + 3 * L) * L) : third);
+    };
+    F64 sums[2][kSums];  // of the lower rows, of the higher ones
+#pragma GCC unroll 8
+    for (int lane = 0; lane < kSums; ++lane) {
+      if (lane >= V) continue;
+      F32 sum = at_distance(lane);
+      if (lane + kSums < V) sum = sum + at_distance(lane + kSums);
+      sums[0][lane] = widen_low(sum);
+      sums[1][lane] = widen_high(sum);
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      F64* lanes = sums[half];
+#pragma GCC unroll 4
+      for (int width = kSums / 2; width >= 1; width /= 2) {
+#pragma GCC unroll 8
+        for (int lane = 0; lane < width; ++lane) {
+          if (lane + width < V) lanes[lane] = lanes[lane] + lanes[lane + width];
+        }
+      }
+      store(high + r + half * F64::kLanes, lanes[0]);
+      store(low + r + half * F64::kLanes, zero);
+    }
+  }
+}
+
+// Calls sums_of_few with V = classes, or returns false.
+template <int V = kMostFewClasses>
+bool sum_few(const float* blocks, int64_t rows, int64_t classes, double* high, double* low) {
+  if constexpr (V < 2) {
+    return false;
+  } else {
+    if (classes != V) return sum_few<V - 1>(blocks, rows, classes, high, low);
+    sums_of_few<V>(blocks, rows, high, low);
+    return true;
+  }
+}
+inline bool sum_few(const double*, int64_t, int64_t, double*, double*) { return false; }
+
 // Room for the terms of a group.
 template <class Vector>
 struct GroupOfTerms {
@@ -439,7 +572,8 @@ void blocks_sums(const Panel<Storage>& z, int64_t classes, typename Tile<Storage
   for (int64_t r = 0; r < tile->rows; r += L) {
     block_exponentials(classes, load(tile->reference + r), kept + r * classes);
   }
-  for (int64_t r = 0; r < tile->rows; r += L) {
+  const bool summed = sum_few(kept, tile->rows, classes, tile->sum_high, tile->sum_low);
+  for (int64_t r = 0; r < tile->rows && !summed; r += L) {
     const auto* block = kept + r * classes;
     const auto terms_of = [&](int64_t v, int64_t) { return block + v * L; };
     sum_of_columns<Vector>(classes, terms_of).save(tile->sum_high + r, tile->sum_low + r);
@@ -532,9 +666,12 @@ void staged_stats(const Panel<Storage>& z, int64_t classes,
                   typename Tile<Storage>::Scalar* blocks, Tile<Storage>* tile) {
   constexpr int64_t L = Tile<Storage>::Vector::kLanes;
   stage_tile(z, tile->rows, classes, blocks);
-  for (int64_t r = 0; r < tile->rows; ++r) {
-    const int64_t target = tile->ignored(r) ? 0 : tile->target[r];
-    tile->target_logit[r] = blocks[r / L * L * classes + target * L + r % L];
+  for (int64_t r = 0; r < tile->rows; r += L) {
+    const auto* block = blocks + r * classes;
+    for (int64_t i = 0; i < L; ++i) {  // those past the last row are -1
+      const int64_t target = tile->target[r + i];
+      tile->target_logit[r + i] = block[(target < 0 ? 0 : target) * L + i];
+    }
   }
   for (int64_t r = 0; r < tile->rows; r += L) {
     column_extras(BlockRows<Storage>{blocks + r * classes}, r, classes, weights, want_argmax, tile);
