@@ -430,8 +430,8 @@ def fenced(size):
 
 for dtype, classes, rows in itertools.product(
     (np.float16, ml_dtypes.bfloat16, np.float32, np.float64),
-    (1, 2, 3, 5, 7, 8, 9, 15, 17, 31, 33, 63, 65, 127, 1023, 1027, 2051),
-    (1, 3, 8, 13),
+    (1, 2, 3, 5, 7, 8, 9, 10, 15, 16, 17, 31, 33, 63, 65, 127, 1023, 1027, 2051),
+    (1, 3, 8, 13, 16, 17, 18, 35, 66),  # beside whole vectors of rows
 ):
     dtype = np.dtype(dtype)
     size = classes * rows * dtype.itemsize

@@ -133,11 +133,11 @@ void stage(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t classes, S
 }
 
 // Blocks of rows that lie one after another, of V classes, V known to the compiler: loops without branches. What a
-// whole vector takes past its row is the next rows'; only the end of the last block must not be passed.
+// whole vector takes past its row is the next rows'; only at_end it must not be taken past the block.
 constexpr int kMostFewClasses = 16;
 
 template <int V, class Storage, class Scalar>
-void stage_block_of_few(const Storage* rows, bool is_last, Scalar* block) {
+void stage_block_of_few(const Storage* rows, bool at_end, Scalar* block) {
   using Vector = typename ComputeOf<Storage>::Vector;
   constexpr int L = Vector::kLanes;
 #pragma GCC unroll 8
@@ -147,8 +147,8 @@ void stage_block_of_few(const Storage* rows, bool is_last, Scalar* block) {
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) {
       const Storage* from = rows + i * V + begin;
-      part[i] = i * V + begin + L > L * V && is_last ? load_first(from, count, broadcast(Scalar(0)))
-                                                     : load(from);
+      part[i] = i * V + begin + L > L * V && at_end ? load_first(from, count, broadcast(Scalar(0)))
+                                                    : load(from);
     }
     transpose(part);
 #pragma GCC unroll 16
@@ -156,7 +156,7 @@ void stage_block_of_few(const Storage* rows, bool is_last, Scalar* block) {
   }
 }
 template <int V, class Storage, class Scalar>
-void unstage_block_of_few(const Scalar* block, bool is_last, Storage* rows) {
+void unstage_block_of_few(const Scalar* block, bool at_end, Storage* rows) {
   using Vector = typename ComputeOf<Storage>::Vector;
   constexpr int L = Vector::kLanes;
   constexpr int kParts = (V + L - 1) / L;
@@ -175,7 +175,7 @@ void unstage_block_of_few(const Scalar* block, bool is_last, Storage* rows) {
 #pragma GCC unroll 8
     for (int part = 0; part < kParts; ++part) {
       Storage* to = rows + i * V + part * L;
-      if (i * V + part * L + L > L * V && is_last) {
+      if (i * V + part * L + L > L * V && at_end) {
         store_first(to, parts[part][i], V - part * L);
       } else {
         store(to, parts[part][i]);  // what it spoils of the next rows is written after it
@@ -195,10 +195,11 @@ int64_t move_few(Storage* rows, int64_t n, int64_t classes, Scalar* blocks) {
     if (classes != V) return move_few<kStage, Storage, Scalar, V - 1>(rows, n, classes, blocks);
     int64_t r = 0;
     for (; r + L <= n; r += L) {
+      const bool at_end = (n - r - L) * V < L;
       if constexpr (kStage) {
-        stage_block_of_few<V>(rows + r * V, r + L == n, blocks + r * V);
+        stage_block_of_few<V>(rows + r * V, at_end, blocks + r * V);
       } else {
-        unstage_block_of_few<V>(blocks + r * V, r + L == n, rows + r * V);
+        unstage_block_of_few<V>(blocks + r * V, at_end, rows + r * V);
       }
     }
     return r;

@@ -119,6 +119,7 @@ int64_t first_nan(const Storage* z, int64_t n) {
 
 // The gradient's additions of one row: none, or label smoothing's.
 struct NoOffset {
+  static constexpr bool kMayBeNan = false;
   template <class Vector>
   Vector add(Vector grad, int64_t, Vector) const {
     return grad;
@@ -130,6 +131,7 @@ struct NoOffset {
 };
 template <class Scalar>
 struct WeightedOffset {
+  static constexpr bool kMayBeNan = true;  // weights are the caller's
   const Scalar* weights;
   template <class Vector>
   Vector add(Vector grad, int64_t v, Vector offset) const {
@@ -168,8 +170,28 @@ struct RowGrad {
   bool has_target() const { return target >= 0 && target < classes; }
 };
 
+// Two vectors at p; those of 16 bits are one.
+template <bool kStream, class Storage, class Vector>
+[[gnu::always_inline]] inline void put_numbers(Storage* p, Vector a, Vector b) {
+  if constexpr (kStream) {
+    stream(p, a);
+    stream(p + Vector::kLanes, b);
+  } else {
+    store(p, a);
+    store(p + Vector::kLanes, b);
+  }
+}
+template <bool kStream>
+[[gnu::always_inline]] inline void put_numbers(BFloat16* p, F32 a, F32 b) {
+  if constexpr (kStream) {
+    stream_numbers(p, a, b);
+  } else {
+    store_numbers(p, a, b);
+  }
+}
+
 // The second pass of one row, piecewise: from the exponentials that its first pass kept to its gradient. Where it
-// streams, whole(v) starts at the first vector of aligned memory, `lead` classes into the row; and the target's
+// streams, group(v) and whole(v) start at the first cache line, `lead` classes into the row; and the target's
 // gradient is streamed with the vector that it is in, once more: an ordinary store would first read its line back.
 template <bool kStream, class Storage, class Offset>
 class RowFinish {
@@ -188,17 +210,31 @@ class RowFinish {
         target_(grad_of.target),
         target_grad_(grad_of.target_grad) {
     if (!kStream) return;
-    const uintptr_t past = reinterpret_cast<uintptr_t>(out_) % (L * sizeof(Storage));
-    lead_ = static_cast<int64_t>((L * sizeof(Storage) - past) / sizeof(Storage)) % L;
+    const uintptr_t past = reinterpret_cast<uintptr_t>(out_) % kLine;
+    lead_ = static_cast<int64_t>((kLine - past) % kLine / sizeof(Storage));
+    if (lead_ > classes_) lead_ = classes_;
     prefetch_to_write(out_ + classes_ - 1);
     if (target_is_streamed()) store(target_vector_, grad(load(kept_ + start_of_target())));
   }
 
   void begin() const {
-    if (lead_ > 0) part(0, lead_ < classes_ ? lead_ : classes_);
+    for (int64_t v = 0; v < lead_; v += L) part(v, lead_ - v < L ? lead_ - v : L);
   }
-  // How far a loop may call whole(v) for v, v + L, ... + 3 L.
+  // How far a loop may call group(v), for classes v to v + 4 L - 1 after `lead`.
   int64_t end() const { return classes_ - lead_; }
+  [[gnu::always_inline]] void group(int64_t v) const {
+    for (int u = 0; u < kGroup; u += 2) {
+      const int64_t at = lead_ + v + u * L;
+      const Vector a = offset_.add(grad(load(kept_ + at)), at, offset_of_row_);
+      const Vector b = offset_.add(grad(load(kept_ + at + L)), at + L, offset_of_row_);
+      if (Offset::kMayBeNan) {
+        store(out_ + at, a);
+        store(out_ + at + L, b);
+      } else {
+        put_numbers<kStream>(out_ + at, a, b);
+      }
+    }
+  }
   [[gnu::always_inline]] void whole(int64_t v) const {
     const Vector g = offset_.add(grad(load(kept_ + lead_ + v)), lead_ + v, offset_of_row_);
     if (kStream) {
@@ -223,6 +259,7 @@ class RowFinish {
 
  private:
   static constexpr int L = Vector::kLanes;
+  static constexpr uintptr_t kLine = 64;  // bytes
 
   int64_t start_of_target() const { return lead_ + (target_ - lead_) / L * L; }
   bool target_is_streamed() const {
@@ -231,6 +268,7 @@ class RowFinish {
 
   Vector grad(Vector e) const { return keep(e * factor_, not_less(e, floor_)); }
   void part(int64_t v, int64_t n) const {
+    if (n == L) return store(out_ + v, offset_.add(grad(load(kept_ + v)), v, offset_of_row_));
     const Vector e = load_first(kept_ + v, n, broadcast(static_cast<Scalar>(0)));
     store_first(out_ + v, offset_.add_first(grad(e), v, n, offset_of_row_), n);
   }
@@ -251,7 +289,7 @@ class RowFinish {
 struct NothingToFinish {
   void begin() const {}
   int64_t end() const { return INT64_MAX; }
-  void whole(int64_t) const {}
+  void group(int64_t) const {}
   void rest(int64_t) const {}
 };
 
@@ -278,7 +316,7 @@ class RowPass {
       e[u] = load_shifted<kShifted>(z_ + v + u * L, shift_);
     }
     exponentials<kGroup>(e, exponent_, &largest_, e);
-    for (int u = 0; u < kGroup; ++u) finish.whole(v + u * L);
+    finish.group(v);
     for (int u = 0; u < kGroup && kKeep; ++u) store(kept_ + v + u * L, e[u]);
     sums_.add(group_);  // the one before: this one's is not ready yet
     group_ = sum_of_group(e);

@@ -144,14 +144,21 @@ inline __m128i to_float16(F32 x) {
   return _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 // Round to nearest even in integers, so that every ISA gives the same bits; NaN stays a quiet NaN.
-inline __m128i to_bfloat16(F32 x) {
+inline __m256i upper_halves(F32 x) {
   const __m256i bits = _mm256_castps_si256(x.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+}
+inline __m128i to_bfloat16(F32 x) {
+  const __m256i quiet = _mm256_or_si256(_mm256_castps_si256(x.v), _mm256_set1_epi32(0x00400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
-  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(upper_halves(x), quiet, nan), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+inline __m256i to_bfloat16(F32 a, F32 b) {
+  const __m256i low = _mm256_srli_epi32(upper_halves(a), 16);
+  const __m256i high = _mm256_srli_epi32(upper_halves(b), 16);
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
 }
 inline void store_16_bytes(void* p, __m128i x) { _mm_storeu_si128(static_cast<__m128i*>(p), x); }
 inline void store_first_16_bit(void* p, __m128i x, int64_t n) {
@@ -164,6 +171,12 @@ inline void store(float* p, F32 x) { _mm256_storeu_ps(p, x.v); }
 inline void store(double* p, F64 x) { _mm256_storeu_pd(p, x.v); }
 inline void store(Float16* p, F32 x) { store_16_bytes(p, to_float16(x)); }
 inline void store(BFloat16* p, F32 x) { store_16_bytes(p, to_bfloat16(x)); }
+inline void store_numbers(BFloat16* p, F32 a, F32 b) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(a, b));
+}
+inline void stream_numbers(BFloat16* p, F32 a, F32 b) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(a, b));
+}
 inline void store_first(float* p, F32 x, int64_t n) { _mm256_maskstore_ps(p, first_of_8(n), x.v); }
 inline void store_first(double* p, F64 x, int64_t n) { _mm256_maskstore_pd(p, first_of_4(n), x.v); }
 inline void store_first(Float16* p, F32 x, int64_t n) { store_first_16_bit(p, to_float16(x), n); }

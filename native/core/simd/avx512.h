@@ -122,12 +122,15 @@ inline __m256i to_float16(F32 x) {
   return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 // Round to nearest even in integers, so that every ISA gives the same bits; NaN stays a quiet NaN.
-inline __m256i to_bfloat16(F32 x) {
+inline __m512i upper_halves(F32 x) {
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+inline __m256i to_bfloat16(F32 x) {
   const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-  rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x00400000));
+  const __m512i rounded = _mm512_mask_or_epi32(upper_halves(x), nan, _mm512_castps_si512(x.v),
+                                               _mm512_set1_epi32(0x00400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
 
@@ -138,6 +141,16 @@ inline void store(Float16* p, F32 x) {
 }
 inline void store(BFloat16* p, F32 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(x));
+}
+inline __m512i to_bfloat16(F32 a, F32 b) {
+  alignas(64) static const uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                  23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                  45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  return _mm512_permutex2var_epi16(upper_halves(a), _mm512_load_si512(kUpper), upper_halves(b));
+}
+inline void store_numbers(BFloat16* p, F32 a, F32 b) { _mm512_storeu_si512(p, to_bfloat16(a, b)); }
+inline void stream_numbers(BFloat16* p, F32 a, F32 b) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to_bfloat16(a, b));
 }
 inline void store_first(float* p, F32 x, int64_t n) { _mm512_mask_storeu_ps(p, first16(n), x.v); }
 inline void store_first(double* p, F64 x, int64_t n) { _mm512_mask_storeu_pd(p, first8(n), x.v); }
