@@ -10,7 +10,8 @@
 //
 // There are two pairs of passes. In `rows` the lanes run along the classes of one row, and the second pass over
 // a tile runs in the loops of the first pass over the next. In `columns` the lanes run along neighbouring rows, for
-// the class axis in the middle and for few classes, which are transposed into scratch. Both add the exponentials
+// the class axis in the middle and for few classes, which are transposed into scratch (staging). A few long rows are
+// shared by the workers, in segments (long_rows). All add the exponentials
 // of a row in one and the same order (accumulator.inc.h), so that a row's bits depend neither on the layout nor on
 // the split of the batch.
 //
@@ -18,13 +19,16 @@
 // changes no digit of theirs. So K need not be the maximum, which would take a pass of its own: it comes from the row's
 // first classes, and the rare row that holds much larger logits is summed again.
 
-#include <sched.h>
+#include <sched.h>  // sched_yield
 
 #include "kernels/polynomials.inc.h"
 #include "kernels/math.inc.h"
 #include "kernels/accumulator.inc.h"
 #include "kernels/tile.inc.h"
+#include "kernels/row_finish.inc.h"
 #include "kernels/rows.inc.h"
+#include "kernels/staging.inc.h"
+#include "kernels/column_sums.inc.h"
 #include "kernels/columns.inc.h"
 #include "kernels/epilogue.inc.h"
 #include "kernels/epilogue_common.inc.h"
