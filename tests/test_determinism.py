@@ -22,13 +22,13 @@ except ModuleNotFoundError:
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Calls of 131,072 logits and more use the pool. Many rows, long rows, the class axis in the middle,
-# and one row, which cannot be shared.
+# and one row, which is shared in segments.
 SHAPES = {
     "many rows": ((4099, 33), -1),
-    "long rows": ((3, 70_001), -1),
+    "long rows": ((3, 200_001), -1),
     "class axis in the middle": ((3, 41, 1301), 1),
     "class axis first": ((41, 4099), 0),
-    "one row": ((1, 140_000), -1),
+    "one row": ((1, 500_009), -1),
 }
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -83,6 +83,33 @@ def test_any_number_of_threads(isa, kind, dtype):
             assert bits(got) == want, threads
             alone = gce.loss(**arguments, reduction=reduction, num_threads=threads)
             assert alone.tobytes() == want[0], threads
+
+
+UNUSUAL = {
+    "a later logit far above the first": ((400_000, 20_000.0),),
+    "all far below zero": ((slice(None), -50_000.0),),
+    "a NaN": ((300_001, np.nan),),
+    "+inf": ((300_001, np.inf),),
+    "-inf throughout": ((slice(None), -np.inf),),
+    "-inf but for the end": ((slice(0, 500_000), -np.inf),),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"ignore_index": 7}])
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_an_unusual_row_shared_by_threads(isa, kind, options):
+    logits = np.random.default_rng(3).standard_normal((1, 500_003), np.float32)
+    for where, value in UNUSUAL[kind]:
+        logits[0, where] = value
+    arguments = {"targets": np.array([7]), "gamma": 0.3, **options}
+    want = bits(gce.loss_and_grad(logits, **arguments, num_threads=1))
+    stats = bits(gce.row_stats(logits, np.array([7]), num_threads=1))
+    for threads in (2, 3):
+        assert bits(gce.loss_and_grad(logits, **arguments, num_threads=threads)) == want
+        assert bits(gce.row_stats(logits, np.array([7]), num_threads=threads)) == stats
+        in_place = logits.copy()
+        found = gce.loss_and_grad(in_place, **arguments, out=in_place, num_threads=threads)
+        assert bits(found) == want
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
