@@ -28,4 +28,5 @@
 #include "kernels/epilogue_common.inc.h"
 #include "kernels/targets.inc.h"
 #include "kernels/pointwise.inc.h"
+#include "kernels/limits.inc.h"
 #include "kernels/chunk.inc.h"
