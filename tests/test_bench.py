@@ -393,8 +393,8 @@ def test_what_the_picture_shows(results: list[Measured]) -> None:
     from gce.bench.picture import draw
 
     axes = Figure().subplots()
-    draw(axes, results[:2])
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    draw(axes, results[:2], ["numpy", "torch"])
+    lines = {line.get_label(): np.array(line.get_xydata()).tolist() for line in axes.lines}
     assert lines["limit"] == [[1, 0], [1, 1]]
     assert lines["numpy"] == [[pytest.approx(1 / 6), 0], [pytest.approx(1 / 6), 1]]
     assert lines["gce"] == [[0.5, 1]]

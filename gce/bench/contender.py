@@ -5,15 +5,25 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gce
 from gce.bench.cases import BACKWARD, FORWARD, IN_PLACE, Data
 
-__all__ = ["CannotDo", "Contender", "Work", "gce_itself", "gce_new_gradient"]
+__all__ = ["CannotDo", "Contender", "TimesItself", "Work", "gce_itself", "gce_new_gradient"]
 
 # Does the work once: gives the loss of a forward pass, otherwise (loss, gradient).
 Work = Callable[[], Any]
+
+
+class TimesItself(Protocol):
+    """Work that is done in another process, and timed there."""
+
+    def __call__(self) -> Any:
+        """Do the work once; of the gradient, its first and last rows are enough."""
+
+    def seconds(self, repeats: int) -> float:
+        """Seconds of one execution, the mean of several."""
 
 
 class CannotDo(Exception):

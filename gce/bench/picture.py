@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gce.bench.cases import BACKWARD, FORWARD, IN_PLACE
-from gce.bench.peers import PEERS
-from gce.bench.report import LIMIT
+from gce.bench.report import LIMIT, compared
 from gce.bench.runner import Measured
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def save_picture(path: Path, results: Sequence[Measured], title: str) -> None:
         len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
     for axes, (work, rows) in zip(grid.flat, panels.items(), strict=True):
-        draw(axes, rows)
+        draw(axes, rows, compared(with_limit))
         axes.set_title(PANELS[work], fontsize=9, loc="left")
     grid.flat[-1].set_xlabel("share of the limit's speed: time of the limit / time (log scale)")
     legend = {
@@ -65,9 +64,9 @@ def save_picture(path: Path, results: Sequence[Measured], title: str) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
-def draw(axes: Axes, rows: Sequence[Measured]) -> None:
+def draw(axes: Axes, rows: Sequence[Measured], peers: Sequence[str]) -> None:
     """One row for each case, one marker for each contender; gce's is filled and larger."""
-    for place, peer in enumerate(PEERS):
+    for place, peer in enumerate(peers):
         places = [i for i, measured in enumerate(rows) if peer in measured.seconds]
         shares = [rows[i].ratio(LIMIT, to=peer)[0] for i in places]
         if places:

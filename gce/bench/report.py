@@ -14,11 +14,11 @@ from typing import Any
 
 import gce
 from gce.bench.cases import Case
-from gce.bench.peers import OPERATOR, PACKAGES, PEERS
+from gce.bench.peers import OPERATOR, PACKAGES
 from gce.bench.runner import Measured
 
 __all__ = [
-    "LIMIT", "best_peer", "cell", "left_out", "load_json", "markdown", "peers_table",
+    "LIMIT", "best_peer", "cell", "compared", "left_out", "load_json", "markdown", "peers_table",
     "picture_title", "save_json", "speed_table", "summary", "surroundings", "time_text", "write",
 ]  # fmt: skip
 
@@ -72,8 +72,19 @@ def commit() -> str:
 
 def best_peer(measured: Measured) -> str | None:
     """The fastest of the other packages."""
-    peers = [name for name in measured.seconds if name in PEERS and name != OPERATOR]
+    peers = [name for name in measured.seconds if name != LIMIT and not is_ours(name)]
     return min(peers, key=measured.median, default=None)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a contender is gce in some way: all of these are called so."""
+    return name.startswith("gce")
+
+
+def compared(results: Sequence[Measured]) -> list[str]:
+    """The contenders that gce is compared with: other packages, and its own operator in one."""
+    names = dict.fromkeys(name for measured in results for name in measured.seconds)
+    return [name for name in names if name == OPERATOR or not (is_ours(name) or name == LIMIT)]
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -105,7 +116,7 @@ def speed_table(results: Sequence[Measured]) -> str:
 
 def peers_table(results: Sequence[Measured]) -> str:
     """Markdown: the time of every peer over gce's."""
-    names = [name for name in PEERS if any(name in m.seconds for m in results)]
+    names = compared(results)
     rows = [
         [
             measured.case.name,
@@ -164,8 +175,10 @@ def summary(results: Sequence[Measured]) -> str:
         speed_table(results),
     ]
     if any(best_peer(measured) for measured in results):
-        plain = " and ".join(name for name, peer in PEERS.items() if peer.plain)
-        parts += [peers_table(results), f"{plain} compute cross-entropy, that is gamma = 0."]
+        parts.append(peers_table(results))
+    plain = dict.fromkeys(name for measured in results for name in measured.plain)
+    if plain:
+        parts.append(f"Cross-entropy alone, that is gamma = 0: {', '.join(plain)}.")
     without = left_out(results)
     if without:
         parts.append(f"Left out:\n\n{without}")

@@ -26,7 +26,7 @@ def jitted(data: Data, threads: int) -> Work:
     import jax
     import jax.numpy as jnp
 
-    if case.dtype == "float64" and not jax.config.jax_enable_x64:
+    if case.dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise CannotDo("double precision is a setting of the process")
     z, axis = jnp.asarray(data.logits), case.axis
     y, gamma = jnp.asarray(data.targets), jnp.asarray(data.gamma, jnp.float32)
