@@ -80,7 +80,7 @@ bench-training: $(BENCH_NEEDS)
 # The commit before the range, those in it, and how first and last differ. Kept in build/asv.
 ASV := $(BIN)/asv --config benchmarks/commits/asv.conf.json
 bench-commits: $(VENV)/.bench
-	$(BIN)/asv machine --yes --config benchmarks/commits/asv.conf.json
+	$(ASV) machine --yes
 	$(ASV) run --skip-existing-successful $(BENCH_ARGS) '$(firstword $(subst .., ,$(COMMITS)))^!'
 	$(ASV) run --skip-existing-successful $(BENCH_ARGS) '$(COMMITS)'
 	$(ASV) compare $(subst .., ,$(COMMITS))

@@ -98,8 +98,9 @@ def quick(cpus: int, effort: Effort) -> list[Run]:
     """Minutes: one thread, all of them, and the allocator as it is without tuning."""
     cases = tuple(case for case in CASES if is_quick(case))
     wide = tuple(case for case in cases if case.dtype == "float32" and case.options == PLAIN)
-    many = tuple(case for case in wide if case.rows * case.classes >= 2**16)
-    large = tuple(case for case in wide if is_large(case) and case.work != IN_PLACE)
+    few = {(512, 50257), (50000, 7), (32, 10)}
+    many = tuple(case for case in wide if case.work != IN_PLACE and case.shape not in few)
+    large = tuple(case for case in wide if is_large(case) and case.work == BACKWARD)
     runs = [Run(1, TUNED, cases, effort, peaks=True)]
     if cpus > 1:
         runs.append(Run(cpus, TUNED, many, effort))

@@ -28,7 +28,7 @@ def data_of(name: str) -> Any:
 
 
 class Named:
-    params = list(CASES)
+    params = tuple(CASES)
     param_names = ("case",)
     repeat = (5, 30, 5.0)
     warmup_time = 0.1
