@@ -108,8 +108,8 @@ def write(folder: Path, facts: dict[str, Any], results: Sequence[Measured]) -> N
         text += f"\n## Left out\n\n{without}\n"
     (folder / MARKDOWN).write_text(text, encoding="utf-8")
     print(text)
-    drawn = tables.select(results, 1) or results
-    title = f"{facts['cpu']}, {facts['isa']}, one thread" if drawn[0].threads == 1 else "all"
+    drawn = tables.select(results, 1) or tables.select(results, tables.most_threads(results))
+    title = report.picture_title({**facts, "threads": str(drawn[0].threads)})
     save_picture(folder / PNG, drawn, title)
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,23 @@ def test_measure_takes_turns() -> None:
 def test_measure_ends_in_time_but_not_before_three_rounds() -> None:
     measured = measure(SMALL, 1, [gce_itself], Effort(1000, 1e-9, 1e-9))
     assert len(measured.seconds["gce"]) == 3
+
+
+def test_who_is_slow_has_fewer_turns_and_ratios_are_of_the_same_rounds() -> None:
+    def slow(data: Data, threads: int) -> Work:
+        work = gce_itself.make(data, threads)
+
+        def slowly() -> Any:
+            time.sleep(0.02)
+            return work()
+
+        return slowly
+
+    measured = measure(SMALL, 1, [gce_itself, Contender("slow", slow)], Effort(9, 0.1, 1e-9))
+    assert {name: len(turns) for name, turns in measured.seconds.items()} == {"gce": 9, "slow": 3}
+    measured.seconds = {"gce": [1.0, 2.0, 9.0], "slow": [2.0, 4.0]}
+    assert measured.ratio("slow")[0] == 2.0
+    assert measured.ratio("gce", to="slow")[0] == 0.5
 
 
 def test_measure_says_who_is_left_out() -> None:

@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds", type=duration, default=4.0,
-        help="when a case has taken as long, it has no further round (default: %(default)s)",
+        help="for the turns of a case, about (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="DIRECTORY",

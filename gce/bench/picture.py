@@ -66,6 +66,8 @@ def save_picture(path: Path, results: Sequence[Measured], title: str) -> None:
 
 def draw(axes: Axes, rows: Sequence[Measured], peers: Sequence[str]) -> None:
     """One row for each case, one marker for each contender; gce's is filled and larger."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     for place, peer in enumerate(peers):
         places = [i for i, measured in enumerate(rows) if peer in measured.seconds]
         shares = [rows[i].ratio(LIMIT, to=peer)[0] for i in places]
@@ -80,6 +82,9 @@ def draw(axes: Axes, rows: Sequence[Measured], peers: Sequence[str]) -> None:
         axes.plot([middle], [i], "o", color="black", markersize=6, label="gce")
     axes.axvline(1, color="tab:red", linewidth=1.5, label="limit")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(rows)), [case_label(measured) for measured in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(alpha=0.3, axis="x", which="both")

@@ -31,7 +31,8 @@ class Effort:
     rounds : int
         Turns of each contender, at most.
     seconds : float
-        No new round is begun when a case has taken as long, but for the first three.
+        For a case: a contender that has used its share of them has no further turn, but for the
+        first three.
     turn : float
         Seconds that a contender has before the next one's turn: what is quicker is repeated.
     """
@@ -76,8 +77,12 @@ class Measured:
         return float(np.median(self.seconds[contender]))
 
     def ratio(self, contender: str, to: str = "gce") -> tuple[float, float, float]:
-        """Time of a contender over that of another: median of the rounds' ratios, 10 % and 90 %."""
-        ratios = np.array(self.seconds[contender]) / np.array(self.seconds[to])
+        """Time of a contender over that of another: median of the rounds' ratios, 10 % and 90 %.
+
+        Of the rounds that both were in, which are the first ones.
+        """
+        pairs = zip(self.seconds[contender], self.seconds[to], strict=False)
+        ratios = np.array([one / other for one, other in pairs])
         low, middle, high = np.percentile(ratios, [10, 50, 90])
         return float(middle), float(low), float(high)
 
@@ -142,16 +147,17 @@ def measure(
             del first, second
     measured.seconds = {name: [] for name in works}
     by_name = {contender.name: contender for contender in contenders}
+    share = effort.seconds / max(1, len(works))
     with garbage_kept():
-        start = time.perf_counter()
         for done in range(effort.rounds):
-            if done >= FEWEST_ROUNDS and time.perf_counter() - start > effort.seconds:
-                break
             for name, work in works.items():
+                turns = measured.seconds[name]
+                if done >= FEWEST_ROUNDS and sum(turns) * repeats[name] > share:
+                    continue  # for good: turns of the same number are of the same round
                 with turn_of(by_name[name], isa):
                     if threads > 1:
                         time.sleep(REST)
-                    measured.seconds[name].append(seconds_of(work, repeats[name]))
+                    turns.append(seconds_of(work, repeats[name]))
     return measured
 
 

@@ -330,8 +330,8 @@ void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, Pair
 #define GCE_TEXT(a) GCE_TEXT_(a)
 
 const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
-  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out, work, check_targets, pointwise,
-                                    limit};
+  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out,   work,
+                                    check_targets,     pointwise, limit};
   return &table;
 }
 
