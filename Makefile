@@ -81,9 +81,11 @@ bench-training: $(BENCH_NEEDS)
 ASV := $(BIN)/asv --config benchmarks/commits/asv.conf.json
 bench-commits: $(VENV)/.bench
 	$(ASV) machine --yes
-	$(ASV) run --skip-existing-successful $(BENCH_ARGS) '$(firstword $(subst .., ,$(COMMITS)))^!'
-	$(ASV) run --skip-existing-successful $(BENCH_ARGS) '$(COMMITS)'
-	$(ASV) compare $(subst .., ,$(COMMITS))
+	first=$$(git rev-parse '$(firstword $(subst .., ,$(COMMITS)))') && \
+	last=$$(git rev-parse '$(lastword $(subst .., ,$(COMMITS)))') && \
+	$(ASV) run --skip-existing-successful $(BENCH_ARGS) "$$first^!" && \
+	$(ASV) run --skip-existing-successful $(BENCH_ARGS) "$$first..$$last" && \
+	$(ASV) compare "$$first" "$$last"
 
 build: $(VENV)/.native
 
