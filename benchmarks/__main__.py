@@ -23,6 +23,7 @@ from benchmarks import plans, tables
 from benchmarks.plans import ALLOCATORS, Run
 from gce.bench import report
 from gce.bench.command import count, duration
+from gce.bench.cpus import count_of_cpus
 from gce.bench.peers import PEERS
 from gce.bench.picture import save_picture
 from gce.bench.runner import Effort, Measured
@@ -55,10 +56,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def runs_of(options: argparse.Namespace) -> list[Run]:
     """The processes that were asked for."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     effort = Effort(options.rounds, options.seconds or (10.0 if options.full else 2.5))
     wanted = []
-    for run in (plans.full if options.full else plans.quick)(cpus, effort):
+    for run in (plans.full if options.full else plans.quick)(count_of_cpus(), effort):
         cases = tuple(case for case in run.cases if options.case in case.name)
         peers = tuple(options.peer or run.peers)
         if cases:

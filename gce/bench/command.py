@@ -13,6 +13,7 @@ from pathlib import Path
 import gce
 from gce import _native
 from gce.bench.cases import CASES, DTYPES, PLAIN, WORKS, Case
+from gce.bench.cpus import count_of_cpus, restrict_to
 
 __all__ = ["Mistake", "add_arguments", "run"]
 
@@ -69,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the loss; with its gradient; with the gradient in place of the logits; "
         "may be given several times (default: all)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=count, help="for everyone (default: gce's own setting)")
+    parser.add_argument(
+        "--threads", type=count, help="for everyone (default: gce's, or one for each CPU)"
+    )
     parser.add_argument(
         "--isa", choices=_native.available_isas(), help="gce's instruction set (default: the best)"
     )
@@ -141,14 +144,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         _native.select_isa(arguments.isa)
         _native.isa_name()  # GCE_FORCE_ISA may name what is not there
-        threads = arguments.threads or gce.get_num_threads()
+        threads = arguments.threads or min(gce.get_num_threads(), count_of_cpus())
     except (RuntimeError, ValueError) as error:
         raise Mistake(str(error)) from error
 
     from gce.bench import report
     from gce.bench.check import Disagreement
     from gce.bench.contender import gce_itself
-    from gce.bench.cpus import restrict_to
     from gce.bench.limits import limit
     from gce.bench.peers import PEERS as CONTENDERS
     from gce.bench.runner import Effort, measure

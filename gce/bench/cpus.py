@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["restrict_to"]
+__all__ = ["count_of_cpus", "restrict_to"]
+
+
+def count_of_cpus() -> int:
+    """How many CPUs the process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def restrict_to(threads: int) -> str:
