@@ -98,12 +98,12 @@ def quick(cpus: int, effort: Effort) -> list[Run]:
     """Minutes: one thread, all of them, and the allocator as it is without tuning."""
     cases = tuple(case for case in CASES if is_quick(case))
     wide = tuple(case for case in cases if case.dtype == "float32" and case.options == PLAIN)
-    few = {(512, 50257), (50000, 7), (32, 10)}
-    many = tuple(case for case in wide if case.work != IN_PLACE and case.shape not in few)
-    large = tuple(case for case in wide if is_large(case) and case.work == BACKWARD)
+    once = {(512, 128256), (512, 50257), (50000, 7), (32, 10)}
+    again = tuple(case for case in wide if case.work != IN_PLACE and case.shape not in once)
+    large = tuple(case for case in again if is_large(case) and case.work == BACKWARD)
     runs = [Run(1, TUNED, cases, effort, peaks=True)]
     if cpus > 1:
-        runs.append(Run(cpus, TUNED, many, effort))
+        runs.append(Run(cpus, TUNED, again, effort))
     return [*runs, Run(1, DEFAULT, large, effort)]
 
 
