@@ -11,16 +11,20 @@ ORT_VERSIONS ?= 1.17 1.20 1.24
 # Whether its training release has a wheel for this Python and machine.
 TRAINS := $(shell $(PYTHON) -c 'import platform, sys; print("yes" if sys.version_info < (3, 13) \
   and (sys.platform == "darwin" or platform.machine() == "x86_64") else "")')
+# What bench-commits compares: a range, as git takes it.
+COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-training check build tidy format dist clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check build tidy format dist clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
 	@echo 'make test    the test suite (PYTEST_ARGS="-k name" selects)'
 	@echo 'make test-matrix  the ONNX operator with onnxruntime $(ORT_VERSIONS) and the newest'
-	@echo 'make bench   the benchmarks (BENCH_ARGS="..." is passed on)'
+	@echo 'make bench   the benchmarks, in minutes (BENCH_ARGS="..." is passed on); results go to docs/'
+	@echo 'make bench-full  every case with each number of threads and allocator: an hour and more'
+	@echo 'make bench-commits  the same cases over commits, by asv (COMMITS="$(COMMITS)")'
 	@echo 'make bench-training  a training step on both runtimes and in PyTorch'
 	@echo 'make check   formatters, linters, type checkers, the typed stub'
 	@echo 'make format  rewrite files as the formatters want them'
@@ -60,12 +64,28 @@ test-ort-training:
 	  'and machine, only for Python 3.12 and older on x86-64 Linux and macOS'
 endif
 
-bench: $(VENV)/.bench $(VENV)/.native
-	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+# With the training release, where there is one.
+BENCH_NEEDS := $(VENV)/.bench $(VENV)/.native $(if $(TRAINS),$(VENV)-ort-training/.ready)
+BENCH_TRAINING := $(if $(TRAINS),--training-python '$(abspath $(VENV))-ort-training/bin/python')
 
-bench-training: $(VENV)/.bench $(VENV)/.native $(if $(TRAINS),$(VENV)-ort-training/.ready)
-	$(BIN)/python -m benchmarks.training $(BENCH_ARGS) \
-	  $(if $(TRAINS),--training-python '$(abspath $(VENV))-ort-training/bin/python')
+bench: $(BENCH_NEEDS)
+	$(BIN)/python -m benchmarks $(BENCH_TRAINING) $(BENCH_ARGS)
+
+bench-full: $(BENCH_NEEDS)
+	$(BIN)/python -m benchmarks --full $(BENCH_TRAINING) $(BENCH_ARGS)
+
+bench-training: $(BENCH_NEEDS)
+	$(BIN)/python -m benchmarks.training $(BENCH_TRAINING) $(BENCH_ARGS)
+
+# The commit before the range, those in it, and how first and last differ. Kept in build/asv.
+ASV := $(BIN)/asv --config benchmarks/commits/asv.conf.json
+bench-commits: $(VENV)/.bench
+	$(ASV) machine --yes
+	first=$$(git rev-parse '$(firstword $(subst .., ,$(COMMITS)))') && \
+	last=$$(git rev-parse '$(lastword $(subst .., ,$(COMMITS)))') && \
+	$(ASV) run --skip-existing-successful $(BENCH_ARGS) "$$first^!" && \
+	$(ASV) run --skip-existing-successful $(BENCH_ARGS) "$$first..$$last" && \
+	$(ASV) compare "$$first" "$$last"
 
 build: $(VENV)/.native
 

@@ -1,1 +1,1 @@
-"""Benchmarks of gce against the machine's limits and other packages: ``python -m benchmarks``."""
+"""The benchmarks of the source tree, on top of `gce.bench`: ``python -m benchmarks``."""

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from benchmarks.report import surroundings
 from benchmarks.training_cases import CASES, TrainingCase, export
+from gce.bench.report import surroundings
 
 WORKER = Path(__file__).with_name("training_worker.py")
 REST = 0.03  # seconds in which threads of the last turn go to sleep

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import io
 import shlex
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gce
+from gce.bench import command as bench
 from gce.demo.config import TASKS, DemoConfig
 
 __all__ = ["main"]
@@ -83,8 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     commands.add_parser("info", help="show the versions, instruction sets and threads in use")
-    # Its options belong to the benchmarks: `main` hands them on unread, --help included.
-    commands.add_parser("bench", help="run the benchmarks of the source tree", add_help=False)
+    bench.add_arguments(
+        commands.add_parser(
+            "bench", help="how fast this machine is, next to its limits and to other packages"
+        )
+    )
     return parser
 
 
@@ -126,17 +129,12 @@ def run_info() -> int:
     return 0
 
 
-def run_bench(options: Sequence[str]) -> int:
-    """Hand over to the benchmarks, which are not installed with the package."""
+def run_bench(arguments: argparse.Namespace) -> int:
+    """Measure on this machine."""
     try:
-        benchmarks = importlib.import_module("benchmarks.__main__")
-    except ModuleNotFoundError as error:
-        if error.name not in ("benchmarks", "benchmarks.__main__"):
-            raise
-        raise CommandError(
-            "the benchmarks live in the source tree: run this command in a checkout of it"
-        ) from error
-    return int(benchmarks.main(options) or 0)
+        return bench.run(arguments)
+    except bench.Mistake as error:
+        raise CommandError(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,13 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # no terminal's encoding may end a long run
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "bench":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments = build_parser().parse_args(argv)
     try:
         if arguments.command == "bench":
-            return run_bench(rest)
+            return run_bench(arguments)
         if arguments.command == "demo":
             words = sys.argv[1:] if argv is None else argv
             return run_demo(arguments, shlex.join(["python", "-m", "gce", *words]))

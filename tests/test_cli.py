@@ -8,7 +8,6 @@ import os
 import shlex
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -89,25 +88,18 @@ def test_info_says_in_one_line_that_a_forced_isa_is_unknown(tmp_path: Path) -> N
 # --- commands
 
 
-@pytest.mark.parametrize("command", [[], ["demo"]])
-def test_help(command: list[str], tmp_path: Path) -> None:
-    done = run_python("-m", "gce", *command, "--help", cwd=tmp_path)
+OPTIONS = {
+    "": "demo info bench",
+    "demo": "--task --seeds --epochs --noise --gammas --thresholds --output --quick",
+    "bench": "--shape --axis --dtype --work --threads --isa --peer --rounds --seconds --output",
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help(command: str, tmp_path: Path) -> None:
+    done = run_python("-m", "gce", *command.split(), "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    expected = (
-        [
-            "--task",
-            "--seeds",
-            "--epochs",
-            "--noise",
-            "--gammas",
-            "--thresholds",
-            "--output",
-            "--quick",
-        ]
-        if command
-        else ["demo", "info", "bench"]
-    )
-    assert all(word in done.stdout for word in expected)
+    assert all(word in done.stdout for word in OPTIONS[command].split())
 
 
 def test_the_help_says_the_defaults_of_each_task(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +131,22 @@ def test_the_help_says_the_defaults_of_each_task(capsys: pytest.CaptureFixture[s
         (["demo", "--output", "taken"], "--output taken: not a directory"),
         (["demo", "--output", "no/such"], "--output no/such: not in a directory that exists"),
         (["demo", "--output", "taken/in"], "--output taken/in: not in a directory that exists"),
+        (["bench", "--shape", "3,many"], "'3,many' is no shape: expected positive integers"),
+        (["bench", "--shape", "3,0"], "'3,0' is no shape"),
+        (["bench", "--shape", ""], "'' is no shape"),
+        (["bench", "--shape", "3,4", "--axis", "2"], "--axis 2: the shape 3,4 has 2 axes"),
+        (["bench", "--shape", "3,4", "--axis", "-3"], "--axis -3: the shape 3,4 has 2 axes"),
+        (["bench", "--axis", "1"], "--axis goes with --shape"),
+        (["bench", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["bench", "--work", "home"], "argument --work: invalid choice: 'home'"),
+        (["bench", "--isa", "abacus"], "argument --isa: invalid choice: 'abacus'"),
+        (["bench", "--peer", "abacus"], "argument --peer: invalid choice: 'abacus'"),
+        (["bench", "--threads", "0"], "argument --threads: '0' is not an integer of at least 1"),
+        (["bench", "--rounds", "-1"], "argument --rounds: '-1' is not an integer of at least 1"),
+        (["bench", "--seconds", "0"], "argument --seconds: '0' is not a number of seconds"),
+        (["bench", "--seconds", "nan"], "'nan' is not a number of seconds above 0"),
+        (["bench", "--output", "taken"], "--output taken: not a directory"),
+        (["bench", "--output", "no/such"], "--output no/such: not in a directory that exists"),
     ],
 )
 def test_a_mistake_exits_with_2_and_says_what_it_was(
@@ -230,39 +238,16 @@ def test_demo_says_what_to_install(module: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_bench_says_where_the_benchmarks_are(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "benchmarks", None)
-    assert main(["bench"]) == 2
-    assert "source tree" in capsys.readouterr().err
-
-
-def test_bench_hands_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    def benchmarks_main(arguments: list[str]) -> int:
-        seen.extend(arguments)
-        return 3
-
-    package, module = types.ModuleType("benchmarks"), types.ModuleType("benchmarks.__main__")
-    module.main = benchmarks_main  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "benchmarks", package)
-    monkeypatch.setitem(sys.modules, "benchmarks.__main__", module)
-    assert main(["bench", "--help", "name", "-k", "value"]) == 3
-    assert seen == ["--help", "name", "-k", "value"]
-
-
 # --- what an import costs
 
 
 @pytest.mark.parametrize("statement", ["import gce", "import gce.__main__"])
-def test_neither_the_package_nor_its_command_line_loads_the_demo(
+def test_neither_the_package_nor_its_command_line_loads_what_a_command_needs(
     statement: str, tmp_path: Path
 ) -> None:
-    heavy = {*NEEDED, "scipy", "gce.demo.run", "gce.onnx"}
+    heavy = {*NEEDED, "scipy", "gce.demo.run", "gce.onnx", "gce.bench.runner", "gce.bench.peers"}
     if statement == "import gce":
-        heavy |= {"argparse", "gce.demo"}
+        heavy |= {"argparse", "gce.demo", "gce.bench"}
     script = f"import sys; {statement}; print(sorted({heavy!r} & set(sys.modules)))"
     done = run_python("-c", script, cwd=tmp_path)
     assert done.stdout.strip() == "[]"

@@ -6,6 +6,7 @@
 #include "dispatch.h"
 #include "error.h"
 #include "gce/gce.h"
+#include "gce/limits.h"
 #include "plan.h"
 #include "validate.h"
 
@@ -81,6 +82,13 @@ const char* gce_last_error(void) { return last_error.c_str(); }
 gce_status gce_pointwise(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
                          const int64_t* strides, int64_t* out_of_range) {
   return guarded([&] { *out_of_range = gce::kernels().pointwise(op, dtype, n, args, strides); });
+}
+
+gce_status gce_limit(gce_limit_op op, float* to, const float* from, int64_t n, float* value) {
+  return guarded([&] {
+    const float result = gce::kernels().limit(op, to, from, n, *value);
+    if (op == GCE_LIMIT_READ || op == GCE_LIMIT_READ_CACHED) *value = result;
+  });
 }
 
 gce_status gce_isa_in_use(const char** name) {

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "gce/gce.h"
+#include "gce/limits.h"
 #include "storage.h"
 
 namespace gce {
@@ -146,6 +147,8 @@ struct KernelTable {
                                int64_t classes, bool has_ignore_index, int64_t ignore_index);
   int64_t (*pointwise)(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
                        const int64_t* strides);
+  // For benchmarks: gce/limits.h.
+  float (*limit)(gce_limit_op op, float* to, const float* from, int64_t n, float factor);
 };
 
 // One function per ISA object; dispatch.cpp lists those compiled in.

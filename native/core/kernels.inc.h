@@ -34,6 +34,7 @@
 #include "kernels/epilogue_common.inc.h"
 #include "kernels/targets.inc.h"
 #include "kernels/pointwise.inc.h"
+#include "kernels/limits.inc.h"
 #include "kernels/chunk.inc.h"
 #include "kernels/long_rows.inc.h"
 #include "kernels/table.inc.h"

@@ -14,6 +14,7 @@
 #include "errors.h"
 #include "functions.h"
 #include "gce/gce.h"
+#include "limits.h"
 #include "threads.h"
 #include "ufuncs.h"
 
@@ -92,6 +93,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("compiled_isas", [] { return isas(false); }, "Compiled in, best first.");
   m.def("select_isa", &select_isa, py::arg("name").none(true),
         "Switch the instruction set (tests, benchmarks); None: the default choice.");
+  m.def("limit_read", &gce_python::limit_read, py::arg("array"), py::arg("num_threads") = 1,
+        py::arg("cached") = false,
+        "The largest float32 of an array, by a streaming read (benchmarks).");
+  m.def("limit_copy", &gce_python::limit_copy, py::arg("out"), py::arg("array"),
+        py::arg("num_threads") = 1, py::arg("cached") = false,
+        "out[...] = array, with non-temporal stores unless `cached` (benchmarks).");
+  m.def("limit_scale", &gce_python::limit_scale, py::arg("array"), py::arg("factor"),
+        py::arg("num_threads") = 1, "array *= factor (benchmarks).");
   m.attr("compiler") = py::str(
 #if defined(__clang__)
       "clang " __clang_version__

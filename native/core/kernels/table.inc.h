@@ -50,8 +50,8 @@ void work_on_segments(const RowProblem& p, char* scratch, LongRows* rows, PairSu
 #define GCE_TEXT(a) GCE_TEXT_(a)
 
 const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
-  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out,       work,
-                                    work_on_segments,  check_targets, pointwise};
+  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out,   work, work_on_segments,
+                                    check_targets,     pointwise, limit};
   return &table;
 }
 

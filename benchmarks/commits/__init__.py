@@ -1,0 +1,1 @@
+"""The named cases over commits, by asv: ``make bench-commits``."""
