@@ -185,6 +185,7 @@ class Worker {
     } else if (p_.layout == kColumnsDirect) {
       column_stats(logits_panel(), p_.classes, smooth_weights(), want_argmax(),
                    p_.keeps ? kept() : nullptr, &tile());
+      for (int64_t r = 0; r < tile().rows; ++r) read_target_logit(p_, r, &tile());
     } else {
       for (int64_t r = 0; r < tile().rows; ++r) row_step(r);
       if (pending_) finish_rows(tile().rows, previous());
@@ -242,6 +243,7 @@ class Worker {
         row_sum<true>(z, p_.classes, r, kept(r), finish, &t);
       });
     }
+    read_target_logit(p_, r, &t);
     row_extras(z, p_, r, &t);
   }
 

@@ -96,6 +96,7 @@ class SegmentWorker {
     load_tile(p_, &cursor, &tile_);
     const Storage* z = reinterpret_cast<const Storage*>(tile_.logits[0]);
     add_sums(z, row);
+    read_target_logit(p_, 0, &tile_);
     row_extras(z, p_, 0, &tile_);
     tile_epilogue(needs_, &tile_);
     LossSum loss;

@@ -16,7 +16,7 @@ struct Tile {
   bool has_nan;             // some row's sum is NaN
   bool options_are_common;  // no row has a threshold, or a gamma that is tiny or 0
 
-  // from load_run; target_logit of staged rows from their block
+  // from load_run
   alignas(64) char* logits[kSize];
   char* grad[kSize];
   int64_t target[kSize];  // -1: ignored
@@ -28,7 +28,6 @@ struct Tile {
   double smooth_weight[kSize];
   double class_weight[kSize];
   double upstream[kSize];  // grad_output
-  Scalar target_logit[kSize];
 
   // from the first pass: sum_v e_v = sum_high + sum_low, e_v = 2^((z_v - shift) log2(e) - reference)
   Scalar maximum[kSize];  // for label smoothing and argmax
@@ -36,6 +35,7 @@ struct Tile {
   Scalar reference[kSize];
   double sum_high[kSize];
   double sum_low[kSize];
+  Scalar target_logit[kSize];
   double spread_high[kSize];  // for label smoothing, sum_v c_v (maximum - z_v)
   double spread_low[kSize];
   int64_t argmax[kSize];
@@ -233,10 +233,6 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   for (int64_t r = 0; r < n; ++r) {
     tile->target_class[at + r] = static_cast<typename Tile<Storage>::Scalar>(tile->target[at + r]);
     const int64_t target = tile->ignored(at + r) ? 0 : tile->target[at + r];
-    if (problem.layout != kColumnsStaged) {
-      const char* logit = logits + r * stride + target * problem.logits_class_stride;
-      tile->target_logit[at + r] = to_scalar(read<Storage>(logit));
-    }
     if (problem.weight != nullptr) tile->row_weight[at + r] *= class_weight_of(problem, target);
   }
   if (problem.smooth_weights != nullptr) load_smoothing(problem, cursor, at, n, tile);
@@ -265,6 +261,14 @@ void store_run(const RowCursor& cursor, int64_t at, int64_t n, const Tile<Storag
       write(cursor.pointer(kArgmax) + r * cursor.stride(kArgmax), tile.argmax[at + r]);
     }
   }
+}
+
+// The target's logit of row r. After a pass over the row, or it would be waited for.
+template <class Storage>
+inline void read_target_logit(const RowProblem& problem, int64_t r, Tile<Storage>* tile) {
+  const int64_t target = tile->ignored(r) ? 0 : tile->target[r];
+  const char* logit = tile->logits[r] + target * problem.logits_class_stride;
+  tile->target_logit[r] = to_scalar(read<Storage>(logit));
 }
 
 // The tile's next rows, tile->rows of them, from the cursor's on.
