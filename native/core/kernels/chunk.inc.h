@@ -58,7 +58,9 @@ void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   p->scratch_bytes =
       static_cast<size_t>(p->kept_offset + (p->keeps ? p->tile_rows * p->kept_stride : 0));
   const int64_t rows = kChunkElements / (p->classes + kRowElements);
-  p->chunk_rows = rows < 1 ? 1 : rows < kMaxTileRows ? rows : rows / kMaxTileRows * kMaxTileRows;
+  const int64_t tile = p->layout == kRowsDirect ? bounded : kMaxTileRows;
+  // Whole tiles, so that each has a row for each of the one before.
+  p->chunk_rows = rows < 1 ? 1 : rows < tile ? rows : rows / tile * tile;
 }
 
 // Adds losses in row order into fixed lanes: a row's is its index within the chunk modulo L, whatever the tiles.
