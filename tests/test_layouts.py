@@ -388,6 +388,32 @@ def test_gradients_larger_than_the_caches(engine, dtype):
     assert_same_bits(logits, grad)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_rows_that_share_cache_lines(isa, dtype):
+    # What bypasses the caches is whole lines, of two rows where one ends and the next begins.
+    classes = 1103
+    rows = 11 * 2**20 // (classes * DTYPES[dtype].itemsize)
+    rng = np.random.default_rng(0)
+    logits = np.resize(rng.normal(size=9973).astype(DTYPES[dtype]), (rows, classes))
+    logits[rng.integers(0, rows, 50), 3] = np.nan
+    targets = rng.integers(0, classes, rows)
+    targets[: rows // 2 : 3] = rng.choice(
+        [0, 1, 5, classes - 6, classes - 1], len(targets[: rows // 2 : 3])
+    )
+    targets[rng.integers(0, rows, 50)] = -100
+    arguments = {"targets": targets, "gamma": 0.4}
+    want = logits.copy()
+    loss, _ = gce.loss_and_grad(want, **arguments, out=want)
+    for first, gap, threads in ((0, 0, 1), (1, 0, 3), (7, 0, 2), (29, 0, 1), (3, 5, 2)):
+        memory = np.full((rows + 1) * (classes + gap), -7, DTYPES[dtype])
+        out = memory[first : first + rows * (classes + gap)].reshape(rows, -1)[:, :classes]
+        got, _ = gce.loss_and_grad(logits, **arguments, out=out, num_threads=threads)
+        assert_same_bits(got, loss)
+        assert_same_bits(out, want)
+        out[...] = -7
+        assert (memory == -7).all()
+
+
 @pytest.mark.parametrize("classes", [21, 100])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_gradients_of_columns_larger_than_the_caches(isa, dtype, classes):

@@ -8,6 +8,8 @@ constexpr int64_t kMostStagedClasses = 64;  // at most kProbe: the probe is the 
 constexpr int64_t kTileBytes = 131072;      // kept exponentials of a tile: they stay in L2
 constexpr int64_t kChunkElements = 49152;   // 10 microseconds' work or so
 constexpr int64_t kRowElements = 64;        // that take as long as what is done once for a row
+constexpr int64_t kLeastStreamedRow =
+    2048;  // bytes; shorter ones are as fast through the caches, or faster
 constexpr int64_t kFewestNeighbours =
     8;  // rows in a contiguous run that are worth lanes of their own
 constexpr int64_t kLargestFloatIndex = 1 << 24;
@@ -35,8 +37,10 @@ void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   const int64_t row_bytes = p->classes * static_cast<int64_t>(sizeof(Storage));
   const bool grad = p->arrays[kGrad].data != nullptr;
   p->layout = choose_layout<Storage>(*p);
-  p->stream_grad =
-      grad && p->arrays[kGrad].data != p->arrays[kLogits].data && p->rows * row_bytes > cache_bytes;
+  const bool may_stream =
+      p->layout == kRowsDirect ? row_bytes >= kLeastStreamedRow : p->layout != kRowsGathered;
+  p->stream_grad = grad && may_stream && p->arrays[kGrad].data != p->arrays[kLogits].data &&
+                   p->rows * row_bytes > cache_bytes;
   p->kept_stride = round_up(p->classes * static_cast<int64_t>(sizeof(Scalar)));
   p->kept_offset = 0;
   p->tile_rows = kMaxTileRows;
@@ -121,6 +125,7 @@ class Worker {
       loss_sums[chunk] = run_chunk(chunk);
     }
     if (pending_) finish_rows(0, previous());
+    line_.flush();
     if (p_.stream_grad) stream_fence();
   }
 
@@ -179,6 +184,7 @@ class Worker {
   const Scalar* smooth_weights() const {
     return reinterpret_cast<const Scalar*>(p_.smooth_weights);
   }
+  SharedLine<Storage>* line() { return p_.stream_grad ? &line_ : nullptr; }
   bool want_argmax() const { return p_.arrays[kArgmax].data != nullptr; }
 
   void first_pass() {
@@ -251,12 +257,10 @@ class Worker {
 
   template <class Action>
   void with_finish_of(int64_t r, const Tile<Storage>& t, Action action) {
-    with_finish(RowGrad<Storage>::of(t, r, p_.classes), smooth_weights(), p_.stream_grad, kept(r),
-                action);
+    with_finish(RowGrad<Storage>::of(t, r, p_.classes), smooth_weights(), line(), kept(r), action);
   }
   void finish_row(int64_t r, const Tile<Storage>& t) {
-    finish_at_once(RowGrad<Storage>::of(t, r, p_.classes), smooth_weights(), p_.stream_grad,
-                   kept(r));
+    finish_at_once(RowGrad<Storage>::of(t, r, p_.classes), smooth_weights(), line(), kept(r));
   }
   void finish_rows(int64_t from, const Tile<Storage>& t) {
     for (int64_t r = from; r < t.rows; ++r) {
@@ -276,6 +280,7 @@ class Worker {
   char* scratch_;
   const EpilogueNeeds needs_;
   Tile<Storage> tiles_[2];
+  SharedLine<Storage> line_;
   int now_ = 0;
   bool one_run_ = false;  // the tile's rows lie along the last axis
   bool pending_ = false;  // the previous tile lacks its second pass

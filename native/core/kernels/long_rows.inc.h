@@ -51,6 +51,7 @@ class SegmentWorker {
         grad((round - 1) / 2, segment);
       }
     }
+    line_.flush();
     if (p_.stream_grad) stream_fence();
   }
 
@@ -138,7 +139,8 @@ class SegmentWorker {
     part.classes = length(segment);
     part.target -= begin;
     const auto* weights = reinterpret_cast<const Scalar*>(p_.smooth_weights);
-    finish_at_once(part, weights == nullptr ? weights : weights + begin, p_.stream_grad, kept_);
+    finish_at_once(part, weights == nullptr ? weights : weights + begin,
+                   p_.stream_grad ? &line_ : nullptr, kept_);
   }
 
   const RowProblem& p_;
@@ -148,6 +150,7 @@ class SegmentWorker {
   const int64_t segments_;
   const EpilogueNeeds needs_;
   Tile<Storage> tile_;
+  SharedLine<Storage> line_;
 };
 
 }  // namespace

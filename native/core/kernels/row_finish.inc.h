@@ -79,17 +79,56 @@ template <bool kStream>
   }
 }
 
+// The cache line in which a streamed row ends. If the next one begins in it, it is streamed whole: a line that is
+// written by ordinary stores among streaming ones is fetched first, which took more time than the rest of 100 classes.
+template <class Storage>
+class SharedLine {
+ public:
+  static constexpr int64_t kBytes = 64;
+  static constexpr int64_t kScalars = kBytes / static_cast<int64_t>(sizeof(Storage));
+
+  // Where the row goes to that ends here; n scalars of it are in the line, from its beginning.
+  Storage* end_with(Storage* next, int64_t n) {
+    flush();
+    next_ = next;
+    filled_ = n;
+    return scalars_;
+  }
+  bool goes_on_at(const Storage* p) const { return filled_ > 0 && next_ == p; }
+  // Room for the rest of the line, to be streamed when it is filled.
+  Storage* rest() { return scalars_ + filled_; }
+  void stream_whole() {
+    constexpr int L = ComputeOf<Storage>::Vector::kLanes;
+    for (int i = 0; i < kScalars; i += L) stream(next_ - filled_ + i, load(scalars_ + i));
+    filled_ = 0;
+  }
+  // To be called before what is in it is read or fenced.
+  void flush() {
+    if (filled_ > 0)
+      memcpy(next_ - filled_, scalars_, static_cast<size_t>(filled_) * sizeof(Storage));
+    filled_ = 0;
+  }
+
+ private:
+  alignas(64) Storage scalars_[kScalars];
+  Storage* next_ = nullptr;
+  int64_t filled_ = 0;
+};
+
 // The second pass of one row, piecewise: from the exponentials that its first pass kept to its gradient. Where it
-// streams, group(v) and whole(v) start at the first cache line, `lead` classes into the row; and the target's
-// gradient is streamed with the vector that it is in, once more: an ordinary store would first read its line back.
+// streams, group(v) and whole(v) start at the first cache line, `lead` classes into the row, and end with its last; and
+// the target's gradient is streamed with the vector that it is in, once more: an ordinary store would first read its
+// line back.
 template <bool kStream, class Storage, class Offset>
 class RowFinish {
  public:
   using Vector = typename ComputeOf<Storage>::Vector;
   using Scalar = typename Vector::Scalar;
 
-  RowFinish(const Scalar* kept, const Offset& offset, const RowGrad<Storage>& grad_of)
+  RowFinish(const Scalar* kept, const Offset& offset, const RowGrad<Storage>& grad_of,
+            SharedLine<Storage>* line)
       : kept_(kept),
+        line_(line),
         out_(grad_of.out),
         classes_(grad_of.classes),
         factor_(broadcast(grad_of.factor)),
@@ -98,19 +137,23 @@ class RowFinish {
         offset_(offset),
         target_(grad_of.target),
         target_grad_(grad_of.target_grad) {
+    end_ = classes_;
     if (!kStream) return;
-    const uintptr_t past = reinterpret_cast<uintptr_t>(out_) % kLine;
-    lead_ = static_cast<int64_t>((kLine - past) % kLine / sizeof(Storage));
+    const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out_) % Line::kBytes);
+    lead_ = (Line::kBytes - past) % Line::kBytes / static_cast<int64_t>(sizeof(Storage));
     if (lead_ > classes_) lead_ = classes_;
-    prefetch_to_write(out_ + classes_ - 1);
+    end_ = (classes_ - lead_) / Line::kScalars * Line::kScalars;
     if (target_is_streamed()) store(target_vector_, grad(load(kept_ + start_of_target())));
   }
 
   void begin() const {
-    for (int64_t v = 0; v < lead_; v += L) part(v, lead_ - v < L ? lead_ - v : L);
+    if (lead_ == 0) return;
+    const bool goes_on = line_->goes_on_at(out_);
+    part(0, lead_, goes_on ? line_->rest() : out_);
+    if (goes_on) line_->stream_whole();
   }
   // How far a loop may call group(v), for classes v to v + 4 L - 1 after `lead`.
-  int64_t end() const { return classes_ - lead_; }
+  int64_t end() const { return end_; }
   [[gnu::always_inline]] void group(int64_t v) const {
     for (int u = 0; u < kGroup; u += 2) {
       const int64_t at = lead_ + v + u * L;
@@ -133,36 +176,44 @@ class RowFinish {
     }
   }
   void rest(int64_t v) const {
-    for (; v + L <= end(); v += L) whole(v);
-    if (v < end()) part(lead_ + v, end() - v);
+    for (; v + L <= end_; v += L) whole(v);
+    const int64_t at = lead_ + v;
+    if (at == classes_) return;
+    part(at, classes_ - at, kStream ? line_->end_with(out_ + classes_, classes_ - at) : out_ + at);
   }
   // After all the rest.
   void put_target() {
-    if (!target_is_streamed()) {
+    if (!kStream) {
       write(reinterpret_cast<char*>(out_ + target_), target_grad_);
-      return;
+    } else if (target_is_streamed()) {
+      target_vector_[target_ - start_of_target()] = target_grad_;
+      stream(out_ + start_of_target(), load(target_vector_));  // exact in the vector's precision
     }
-    target_vector_[target_ - start_of_target()] = target_grad_;
-    stream(out_ + start_of_target(), load(target_vector_));  // exact in the vector's precision
   }
 
  private:
+  using Line = SharedLine<Storage>;
   static constexpr int L = Vector::kLanes;
-  static constexpr uintptr_t kLine = 64;  // bytes
 
   int64_t start_of_target() const { return lead_ + (target_ - lead_) / L * L; }
-  bool target_is_streamed() const {
-    return kStream && target_ >= lead_ && start_of_target() + L <= classes_;
-  }
+  bool target_is_streamed() const { return target_ >= lead_ && target_ < lead_ + end_; }
 
   Vector grad(Vector e) const { return keep(e * factor_, not_less(e, floor_)); }
-  void part(int64_t v, int64_t n) const {
-    if (n == L) return store(out_ + v, offset_.add(grad(load(kept_ + v)), v, offset_of_row_));
-    const Vector e = load_first(kept_ + v, n, broadcast(static_cast<Scalar>(0)));
-    store_first(out_ + v, offset_.add_first(grad(e), v, n, offset_of_row_), n);
+  // Classes `at` to at + n - 1; where it streams, the target's too.
+  void part(int64_t at, int64_t n, Storage* to) const {
+    int64_t v = 0;
+    for (; v + L <= n; v += L) {
+      store(to + v, offset_.add(grad(load(kept_ + at + v)), at + v, offset_of_row_));
+    }
+    if (v < n) {
+      const Vector e = load_first(kept_ + at + v, n - v, broadcast(static_cast<Scalar>(0)));
+      store_first(to + v, offset_.add_first(grad(e), at + v, n - v, offset_of_row_), n - v);
+    }
+    if (kStream && target_ >= at && target_ < at + n) to[target_ - at] = target_grad_;
   }
 
   const Scalar* kept_;
+  Line* line_;  // where it streams
   Storage* out_;
   int64_t classes_;
   Vector factor_;
@@ -172,6 +223,7 @@ class RowFinish {
   int64_t target_;
   Storage target_grad_;
   int64_t lead_ = 0;
+  int64_t end_;
   alignas(64) Storage target_vector_[L];  // of the gradient, if it is streamed
 };
 
@@ -203,10 +255,10 @@ void scale_kept(typename Tile<Storage>::Scalar* kept, RowGrad<Storage>* grad) {
 }
 
 // Gives action the second pass, as a RowFinish, and puts the target's gradient after it. weights: those of label
-// smoothing, or null.
+// smoothing, or null. line: if the gradient is to be streamed, else null.
 template <class Storage, class Action>
-void with_finish(RowGrad<Storage> grad, const typename Tile<Storage>::Scalar* weights, bool stream,
-                 typename Tile<Storage>::Scalar* kept, Action action) {
+void with_finish(RowGrad<Storage> grad, const typename Tile<Storage>::Scalar* weights,
+                 SharedLine<Storage>* line, typename Tile<Storage>::Scalar* kept, Action action) {
   using Scalar = typename Tile<Storage>::Scalar;
   if (grad.scale != 1) scale_kept(kept, &grad);
   const bool aligned = reinterpret_cast<uintptr_t>(grad.out) % sizeof(Storage) == 0;
@@ -215,17 +267,17 @@ void with_finish(RowGrad<Storage> grad, const typename Tile<Storage>::Scalar* we
     if (grad.has_target()) finish.put_target();
   };
   if (weights != nullptr) {
-    finish_with(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept, {weights}, grad));
-  } else if (stream && aligned) {
-    finish_with(RowFinish<true, Storage, NoOffset>(kept, {}, grad));
+    finish_with(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept, {weights}, grad, nullptr));
+  } else if (line != nullptr && aligned) {
+    finish_with(RowFinish<true, Storage, NoOffset>(kept, {}, grad, line));
   } else {
-    finish_with(RowFinish<false, Storage, NoOffset>(kept, {}, grad));
+    finish_with(RowFinish<false, Storage, NoOffset>(kept, {}, grad, nullptr));
   }
 }
 template <class Storage>
 void finish_at_once(const RowGrad<Storage>& grad, const typename Tile<Storage>::Scalar* weights,
-                    bool stream, typename Tile<Storage>::Scalar* kept) {
-  with_finish(grad, weights, stream, kept, [](const auto& finish) {
+                    SharedLine<Storage>* line, typename Tile<Storage>::Scalar* kept) {
+  with_finish(grad, weights, line, kept, [](const auto& finish) {
     finish.begin();
     finish.rest(0);
   });
