@@ -209,6 +209,13 @@ def test_whose_count_goes_before():
     assert int(run_script(ASK, OMP_NUM_THREADS="many")) >= 1
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity here")
+def test_the_count_is_that_of_the_cpus_of_the_process():
+    script = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); " + ASK
+    assert run_script(script).strip() == "1"
+    assert run_script(ASK).strip() == str(len(os.sched_getaffinity(0)))
+
+
 @pytest.mark.parametrize("text", ["0", "-2", "many", "2.5", "4,2", "3 ", "99999999999999999999"])
 def test_a_bad_count_in_the_environment(text):
     script = """

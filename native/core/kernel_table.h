@@ -125,12 +125,14 @@ struct LongRow {
   alignas(16) char second_pass[96];  // what it needs of the row
 };
 struct LongRows {
-  int64_t next_task;
   LongRow* rows;
   struct Segment {
     PairSum sum;
     bool exceeds;  // a logit was too large for the row's reference
   }* segments;     // of row 0, of row 1, ...
+  int64_t workers;
+  int64_t*
+      begun;  // for each round of tasks (long_rows.inc.h), of each worker's own segments: how many
 };
 
 struct KernelTable {
@@ -141,8 +143,8 @@ struct KernelTable {
   void (*work)(const RowProblem& problem, char* scratch, NextChunk next, void* chunks,
                PairSum* loss_sums);
   // One worker's part where kRowsDirect's rows are worked off in segments: the same results, to the bit.
-  void (*work_on_segments)(const RowProblem& problem, char* scratch, LongRows* rows,
-                           PairSum* loss_sums);
+  void (*work_on_segments)(const RowProblem& problem, char* scratch, int64_t worker,
+                           const LongRows& rows, PairSum* loss_sums);
   TargetCheck (*check_targets)(const char* targets, int32_t dtype, int64_t stride, int64_t n,
                                int64_t classes, bool has_ignore_index, int64_t ignore_index);
   int64_t (*pointwise)(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,

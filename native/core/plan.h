@@ -47,6 +47,7 @@ class Plan {
   LongRows long_rows_{};
   std::vector<LongRow> of_long_rows_;
   std::vector<LongRows::Segment> of_segments_;
+  std::vector<int64_t> begun_;
   std::unique_ptr<char, FreeDeleter> scratch_;
   std::unique_ptr<char, FreeDeleter> smooth_weights_;
   std::vector<PairSum> chunk_sums_;  // of the losses

@@ -1,7 +1,9 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -101,6 +103,15 @@ int leading_count(const char* text, bool* is_whole) {
   return count >= 1 && count <= 65536 ? static_cast<int>(count) : 0;
 }
 
+// Those that the process may use, where the system tells.
+int cpus_of_process() {
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
 int default_threads() {
   bool is_whole = false;
   if (const char* text = std::getenv("GCE_NUM_THREADS"); text != nullptr && *text != '\0') {
@@ -113,8 +124,7 @@ int default_threads() {
     const int count = leading_count(text, &is_whole);
     if (count > 0) return count;
   }
-  const unsigned cpus = std::thread::hardware_concurrency();
-  return cpus > 0 ? static_cast<int>(cpus) : 1;
+  return cpus_of_process();
 }
 
 }  // namespace

@@ -5,9 +5,10 @@
 //   end_of_sums    whoever finishes a row's last segment adds their sums, in order, and does the epilogue
 //   grad           the segment's exponentials once more, into scratch, and their gradients
 //
-// The order of tasks is: sums of row 0, sums of row 1, gradients of row 0, sums of row 2, gradients of row 1, ...
-// A gradient waits for its row's sums. Those were all given out before it, to workers that wait for nothing, so the
-// waiting ends, however few threads there are.
+// There is a round of tasks, one for each segment, for the sums of row 0, the sums of row 1, the gradients of row 0, the
+// sums of row 2, the gradients of row 1, ... A worker begins with segments of its own, the same in each round, as they
+// are in its cache, and goes on with others'. A gradient waits for its row's sums. Those were all begun in a round before,
+// by workers that wait for nothing: so the waiting ends, however few threads there are.
 
 namespace gce {
 namespace {
@@ -24,10 +25,12 @@ struct SummedRow {
 template <class Storage>
 class SegmentWorker {
  public:
-  SegmentWorker(const RowProblem& problem, char* scratch, LongRows* rows, PairSum* loss_sums)
+  SegmentWorker(const RowProblem& problem, char* scratch, int64_t worker, const LongRows& rows,
+                PairSum* loss_sums)
       : p_(problem),
         kept_(reinterpret_cast<Scalar*>(scratch)),
-        rows_(*rows),
+        worker_(worker),
+        rows_(rows),
         loss_sums_(loss_sums),
         segments_(segments_of(problem.classes)),
         needs_(needs_of(problem)) {
@@ -36,19 +39,17 @@ class SegmentWorker {
 
   void run() {
     const int64_t rounds = needs_.grad ? 2 * p_.rows : p_.rows;
-    for (;;) {
-      const int64_t task = __atomic_fetch_add(&rows_.next_task, 1, __ATOMIC_RELAXED);
-      const int64_t round = task / segments_;
-      const int64_t segment = task % segments_;
-      if (round >= rounds) break;
-      if (!needs_.grad) {
-        sum(round, segment);
-      } else if (round == 0) {
-        sum(0, segment);
-      } else if (round % 2 == 1 && round + 1 < rounds) {
-        sum((round + 1) / 2, segment);
-      } else {
-        grad((round - 1) / 2, segment);
+    for (int64_t round = 0; round < rounds; ++round) {
+      for (int64_t k = 0; k < rows_.workers; ++k) {
+        const int64_t of = (worker_ + k) % rows_.workers;
+        const int64_t end = segments_ * (of + 1) / rows_.workers;
+        int64_t* const begun = &rows_.begun[round * rows_.workers + of];
+        for (;;) {
+          const int64_t first = segments_ * of / rows_.workers;
+          const int64_t segment = first + __atomic_fetch_add(begun, 1, __ATOMIC_RELAXED);
+          if (segment >= end) break;
+          do_task(round, segment);
+        }
       }
     }
     line_.flush();
@@ -58,6 +59,12 @@ class SegmentWorker {
  private:
   using Scalar = typename Tile<Storage>::Scalar;
   using Vector = typename Tile<Storage>::Vector;
+
+  void do_task(int64_t round, int64_t segment) {
+    if (!needs_.grad || round == 0) return sum(round, segment);
+    if (round % 2 == 1 && round + 1 < 2 * p_.rows) return sum((round + 1) / 2, segment);
+    grad((round - 1) / 2, segment);
+  }
 
   const Storage* logits(int64_t row) const {
     return reinterpret_cast<const Storage*>(RowCursor(p_, row).pointer(kLogits));
@@ -145,7 +152,8 @@ class SegmentWorker {
 
   const RowProblem& p_;
   Scalar* const kept_;  // of one segment
-  LongRows& rows_;
+  const int64_t worker_;
+  const LongRows& rows_;
   PairSum* const loss_sums_;
   const int64_t segments_;
   const EpilogueNeeds needs_;

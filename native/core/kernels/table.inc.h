@@ -29,16 +29,17 @@ void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, Pair
   }
 }
 
-void work_on_segments(const RowProblem& p, char* scratch, LongRows* rows, PairSum* loss_sums) {
+void work_on_segments(const RowProblem& p, char* scratch, int64_t worker, const LongRows& rows,
+                      PairSum* loss_sums) {
   switch (p.arrays[kLogits].dtype) {
     case GCE_FLOAT16:
-      return SegmentWorker<Float16>(p, scratch, rows, loss_sums).run();
+      return SegmentWorker<Float16>(p, scratch, worker, rows, loss_sums).run();
     case GCE_BFLOAT16:
-      return SegmentWorker<BFloat16>(p, scratch, rows, loss_sums).run();
+      return SegmentWorker<BFloat16>(p, scratch, worker, rows, loss_sums).run();
     case GCE_FLOAT32:
-      return SegmentWorker<float>(p, scratch, rows, loss_sums).run();
+      return SegmentWorker<float>(p, scratch, worker, rows, loss_sums).run();
     default:
-      return SegmentWorker<double>(p, scratch, rows, loss_sums).run();
+      return SegmentWorker<double>(p, scratch, worker, rows, loss_sums).run();
   }
 }
 
