@@ -254,9 +254,9 @@ def test_measure_says_who_is_left_out() -> None:
         (fake("liar", loss=np.nan), "the loss of liar is nan"),
         (
             fake("liar", grad=0.01),
-            "the gradient of liar is up to [0-9.]+ of its largest entry away",
+            "the gradient of liar is up to [0-9.e-]+ away from gce's, whose largest entry is ",
         ),
-        (fake("liar", grad=np.nan), "the gradient of liar is up to nan of its largest"),
+        (fake("liar", grad=np.nan), "the gradient of liar is up to nan away"),
         (fake("liar", plain=True), "the loss of liar"),
     ],
 )
@@ -314,7 +314,7 @@ def test_the_peak_sees_what_is_allocated_and_freed_again() -> None:
 def test_peaks_of_gce() -> None:
     case = Case((1024, 8192), BACKWARD)
     measured = measure(case, 1, [gce_itself, gce_new_gradient], TINY, with_peaks=True)
-    assert measured.peaks["gce"] < MEGABYTE
+    assert measured.peaks["gce"] < 2 * MEGABYTE  # 1.25 of them are of rows between their two passes
     assert 0.95 < measured.peaks["gce, new gradient"] / case.nbytes < 1.1
 
 

@@ -102,13 +102,14 @@ template <class Vector, class TermsOf>
   return total;
 }
 
-// The sums of a tile's blocks of V <= kMostFewClasses float vectors, V known to the compiler: those of
+constexpr int kMostSumsOfFew = kGroup * F32::kLanes < 32 ? kGroup * F32::kLanes : 32;  // one group
+
+// The sums of a tile's blocks of V <= kMostSumsOfFew float vectors, V known to the compiler: those of
 // sum_of_columns, less what adds +0.
 template <int V>
 void sums_of_few(const float* blocks, int64_t rows, double* high, double* low) {
   constexpr int L = F32::kLanes;
   constexpr int kSums = ColumnSum<F32>::kLanes;
-  static_assert(kMostFewClasses <= kGroup * L, "one group");
   const F64 zero = broadcast(0.0);
   for (int64_t r = 0; r < rows; r += L) {
     const float* block = blocks + r * V;
@@ -145,7 +146,7 @@ void sums_of_few(const float* blocks, int64_t rows, double* high, double* low) {
 }
 
 // Calls sums_of_few with V = classes, or returns false.
-template <int V = kMostFewClasses>
+template <int V = kMostSumsOfFew>
 bool sum_few(const float* blocks, int64_t rows, int64_t classes, double* high, double* low) {
   if constexpr (V < 2) {
     return false;

@@ -142,11 +142,12 @@ inline void store(Float16* p, F32 x) {
 inline void store(BFloat16* p, F32 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(x));
 }
+alignas(64) constexpr uint16_t kUpperHalves[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                   23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                   45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
 inline __m512i to_bfloat16(F32 a, F32 b) {
-  alignas(64) static const uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
-                                                  23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
-                                                  45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  return _mm512_permutex2var_epi16(upper_halves(a), _mm512_load_si512(kUpper), upper_halves(b));
+  return _mm512_permutex2var_epi16(upper_halves(a), _mm512_load_si512(kUpperHalves),
+                                   upper_halves(b));
 }
 inline void store_numbers(BFloat16* p, F32 a, F32 b) { _mm512_storeu_si512(p, to_bfloat16(a, b)); }
 inline void stream_numbers(BFloat16* p, F32 a, F32 b) {
