@@ -170,7 +170,6 @@ inline void stream(BFloat16* p, F32 x) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(x));
 }
 inline void stream_fence() { _mm_sfence(); }
-inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // --- conversion ----------------------------------------------------------------------------------

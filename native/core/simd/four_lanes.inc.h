@@ -93,7 +93,6 @@ inline void store_numbers(BFloat16* p, F32 a, F32 b) {
   store(p + F32::kLanes, b);
 }
 inline void stream_numbers(BFloat16* p, F32 a, F32 b) { store_numbers(p, a, b); }
-inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1); }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace
