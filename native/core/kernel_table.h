@@ -115,6 +115,9 @@ struct TargetCheck {
 
 using NextChunk = int64_t (*)(void* chunks);
 
+// As many logits take as long as what is done once for a row.
+constexpr int64_t kRowElements = 64;
+
 // A row's classes are summed, and given to several workers, in segments of this many.
 constexpr int64_t kSegment = 8192;
 
@@ -133,8 +136,8 @@ struct LongRows {
     bool exceeds;  // a logit was too large for the row's reference
   }* segments;     // of row 0, of row 1, ...
   int64_t workers;
-  int64_t*
-      begun;  // for each round of tasks (long_rows.inc.h), of each worker's own segments: how many
+  // For each round of tasks (long_rows.inc.h), of each worker's own segments: how many.
+  int64_t* begun;
 };
 
 struct KernelTable {

@@ -18,9 +18,8 @@ namespace {
 constexpr int64_t kCacheBytes = 10 << 20;
 constexpr size_t kAlignment = 64;
 // A thread with less work than this costs more to wake (25 microseconds, measured on two cores of a virtual machine)
-// than it saves; in logits, where what is done once for a row takes as long as kRowLogits.
+// than it saves; in logits, a row being kRowElements more.
 constexpr int64_t kFewestLogits = 131072;
-constexpr int64_t kRowLogits = 64;
 // The same where rows are split into segments. A row's gradient then takes kCostOfSplitting times as long, in all: its
 // exponentials are computed twice, and lie in another core's cache (1 x 4,000,000 on two threads: 1.3 times as fast as on
 // one; 3 x 500,000: as fast as on one, and unsplit 1.4 times as fast).
@@ -104,7 +103,7 @@ void Plan::set_workers(int32_t max_workers) {
     return std::max<int64_t>(1, std::min<int64_t>(max_workers, work / least));
   };
   const int64_t by_rows =
-      std::min(workers_for(rows_.rows * (rows_.classes + kRowLogits), kFewestLogits),
+      std::min(workers_for(rows_.rows * (rows_.classes + kRowElements), kFewestLogits),
                std::max<int64_t>(1, chunks_));
   const int64_t by_segments = workers_for(rows_.rows * rows_.classes, kFewestSplitLogits);
   const bool can_split = rows_.layout == kRowsDirect && segments_of(rows_.classes) > 1;

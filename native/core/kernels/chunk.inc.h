@@ -3,13 +3,11 @@
 namespace gce {
 namespace {
 
-constexpr int64_t kFewClasses = 32;         // up to here contiguous rows are worked off by columns
-constexpr int64_t kMostStagedClasses = 64;  // at most kProbe: the probe is the maximum
-constexpr int64_t kTileBytes = 131072;      // kept exponentials of a tile: they stay in L2
-constexpr int64_t kChunkElements = 131072;  // 20 microseconds' work or so
-constexpr int64_t kRowElements = 64;        // that take as long as what is done once for a row
-constexpr int64_t kLeastStreamedRow =
-    2048;  // bytes; shorter ones are as fast through the caches, or faster
+constexpr int64_t kFewClasses = 32;          // up to here contiguous rows are worked off by columns
+constexpr int64_t kMostStagedClasses = 64;   // at most kProbe: the probe is the maximum
+constexpr int64_t kTileBytes = 131072;       // kept exponentials of a tile: they stay in L2
+constexpr int64_t kChunkElements = 131072;   // 20 microseconds' work or so
+constexpr int64_t kLeastStreamedRow = 2048;  // bytes; shorter ones are no slower through the caches
 constexpr int64_t kFewestNeighbours =
     8;  // rows in a contiguous run that are worth lanes of their own
 // Kept exponentials of the rows between a row's two passes where gradients do not stay in the caches: more than L2 holds.
@@ -161,32 +159,29 @@ class Worker {
       tile_epilogue(needs_, &tile_);
       if (needs_.loss) losses.add(tile_.loss, tile_.rows);
       store_tile(at_start, tile_);
-      if (!needs_.grad) continue;
-      second_pass();
+      if (needs_.grad) second_pass();
     }
     return losses.total();
   }
 
   void next_tile(int64_t left, RowCursor* cursor) {
-    Tile<Storage>& t = tile_;
-    t.rows = left < p_.tile_rows ? left : p_.tile_rows;
-    if (p_.layout == kColumnsDirect && t.rows > cursor->run()) t.rows = cursor->run();
+    int64_t rows = left < p_.tile_rows ? left : p_.tile_rows;
+    if (p_.layout == kColumnsDirect && rows > cursor->run()) rows = cursor->run();
     const int64_t until_aligned = rows_until_aligned(*cursor);
-    if (until_aligned > 0 && until_aligned < t.rows) t.rows = until_aligned;
-    one_run_ = t.rows <= cursor->run();
-    load_tile(p_, cursor, &t);
+    if (until_aligned > 0 && until_aligned < rows) rows = until_aligned;
+    one_run_ = rows <= cursor->run();
+    tile_.rows = rows;
+    load_tile(p_, cursor, &tile_);
   }
 
   // How many rows of a tile of columns leave those after it at the beginning of a cache line of the gradient, where
   // that is streamed: only whole lines are.
   int64_t rows_until_aligned(const RowCursor& cursor) const {
-    constexpr int64_t kLine = 64;
-    constexpr int64_t kSize = static_cast<int64_t>(sizeof(Storage));
-    const int64_t past =
-        static_cast<int64_t>(reinterpret_cast<uintptr_t>(cursor.pointer(kGrad)) % kLine);
-    const bool can = p_.stream_grad && p_.layout != kRowsDirect && cursor.stride(kGrad) == kSize &&
-                     p_.grad_class_stride % kLine == 0 && past % kSize == 0;
-    return can && past > 0 ? (kLine - past) / kSize : 0;
+    const char* const first = cursor.pointer(kGrad);
+    const bool can = p_.stream_grad && p_.layout != kRowsDirect &&
+                     cursor.stride(kGrad) == static_cast<int64_t>(sizeof(Storage)) &&
+                     p_.grad_class_stride % kLineBytes == 0 && is_aligned<Storage>(first);
+    return can ? scalars_to_line<Storage>(first) : 0;
   }
 
   const Scalar* smooth_weights() const {
@@ -292,8 +287,8 @@ class Worker {
   const EpilogueNeeds needs_;
   Tile<Storage> tile_;
   bool one_run_ = false;  // the tile's rows lie along the last axis
-  RowGrad<Storage>* const
-      ring_;                // of rows that lack their second pass; out is null where there is none
+  // Of rows that lack their second pass; out is null where there is none.
+  RowGrad<Storage>* const ring_;
   int64_t next_place_ = 0;  // in it
   SharedLine<Storage> line_;
 };

@@ -54,25 +54,32 @@ struct ColumnTotal<F64> {
   void save(double* high, double* low) const { rows.save(high, low); }
 };
 
+// The sum of the terms at distance L from class v on, of a group of `count`, vectors in memory.
+template <class Vector>
+[[gnu::always_inline]] inline Vector sum_at_distance(const typename Vector::Scalar* terms,
+                                                     int64_t v, int64_t count) {
+  constexpr int L = Vector::kLanes;
+  const auto term = [&](int64_t at) __attribute__((always_inline)) { return load(terms + at * L); };
+  Vector sum = term(v);
+  if (v + L >= count) return sum;
+  sum = sum + term(v + L);
+  if (v + 3 * L < count) return sum + (term(v + 2 * L) + term(v + 3 * L));
+  return v + 2 * L < count ? sum + term(v + 2 * L) : sum;
+}
+
 // Adds the terms of a group of `count` classes, vectors in memory, in the order of accumulator.inc.h.
 template <class Vector>
 [[gnu::always_inline]] inline void add_group(const typename Vector::Scalar* terms, int64_t count,
                                              ColumnSum<Vector>* sums) {
   constexpr int L = Vector::kLanes;
   constexpr int kSums = ColumnSum<Vector>::kLanes;
-  const auto term = [&](int64_t v) { return load(terms + v * L); };
-  const auto at_distance = [&](int64_t v) {
-    Vector sum = term(v);
-    if (v + L >= count) return sum;
-    sum = sum + term(v + L);
-    if (v + 3 * L < count) return sum + (term(v + 2 * L) + term(v + 3 * L));
-    return v + 2 * L < count ? sum + term(v + 2 * L) : sum;
-  };
 #pragma GCC unroll 8
   for (int lane = 0; lane < kSums; ++lane) {
     if (lane >= count) continue;
-    Vector sum = at_distance(lane);
-    if (kSums < L && lane + kSums < count) sum = sum + at_distance(lane + kSums);
+    Vector sum = sum_at_distance<Vector>(terms, lane, count);
+    if (kSums < L && lane + kSums < count) {
+      sum = sum + sum_at_distance<Vector>(terms, lane + kSums, count);
+    }
     sums[lane].add(sum);
   }
 }
@@ -113,19 +120,12 @@ void sums_of_few(const float* blocks, int64_t rows, double* high, double* low) {
   const F64 zero = broadcast(0.0);
   for (int64_t r = 0; r < rows; r += L) {
     const float* block = blocks + r * V;
-    const auto at_distance = [&](int v) __attribute__((always_inline)) {
-      F32 sum = load(block + v * L);
-      if (v + L < V) sum = sum + load(block + (v + L) * L);
-      if (v + 2 * L >= V) return sum;
-      const F32 third = load(block + (v + 2 * L) * L);
-      return sum + (v + 3 * L < V ? third + load(block + (v + 3 * L) * L) : third);
-    };
     F64 sums[2][kSums];  // of the lower rows, of the higher ones
 #pragma GCC unroll 8
     for (int lane = 0; lane < kSums; ++lane) {
       if (lane >= V) continue;
-      F32 sum = at_distance(lane);
-      if (lane + kSums < V) sum = sum + at_distance(lane + kSums);
+      F32 sum = sum_at_distance<F32>(block, lane, V);
+      if (lane + kSums < V) sum = sum + sum_at_distance<F32>(block, lane + kSums, V);
       sums[0][lane] = widen_low(sum);
       sums[1][lane] = widen_high(sum);
     }

@@ -42,10 +42,10 @@ class SegmentWorker {
     for (int64_t round = 0; round < rounds; ++round) {
       for (int64_t k = 0; k < rows_.workers; ++k) {
         const int64_t of = (worker_ + k) % rows_.workers;
+        const int64_t first = segments_ * of / rows_.workers;
         const int64_t end = segments_ * (of + 1) / rows_.workers;
         int64_t* const begun = &rows_.begun[round * rows_.workers + of];
         for (;;) {
-          const int64_t first = segments_ * of / rows_.workers;
           const int64_t segment = first + __atomic_fetch_add(begun, 1, __ATOMIC_RELAXED);
           if (segment >= end) break;
           do_task(round, segment);

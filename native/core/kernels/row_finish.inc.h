@@ -59,16 +59,19 @@ struct RowGrad {
   bool has_target() const { return target >= 0 && target < classes; }
 };
 
-// Two vectors at p; those of 16 bits are one.
+template <bool kStream, class Storage, class Vector>
+[[gnu::always_inline]] inline void put(Storage* p, Vector x) {
+  if constexpr (kStream) {
+    stream(p, x);
+  } else {
+    store(p, x);
+  }
+}
+// Two vectors at p; those of bfloat16 are one.
 template <bool kStream, class Storage, class Vector>
 [[gnu::always_inline]] inline void put_numbers(Storage* p, Vector a, Vector b) {
-  if constexpr (kStream) {
-    stream(p, a);
-    stream(p + Vector::kLanes, b);
-  } else {
-    store(p, a);
-    store(p + Vector::kLanes, b);
-  }
+  put<kStream>(p, a);
+  put<kStream>(p + Vector::kLanes, b);
 }
 template <bool kStream>
 [[gnu::always_inline]] inline void put_numbers(BFloat16* p, F32 a, F32 b) {
@@ -79,13 +82,25 @@ template <bool kStream>
   }
 }
 
+constexpr int64_t kLineBytes = 64;  // of a cache line
+
+template <class Storage>
+inline bool is_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % sizeof(Storage) == 0;
+}
+// From p, which is aligned, to the next cache line; 0 if one begins there.
+template <class Storage>
+inline int64_t scalars_to_line(const void* p) {
+  const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % kLineBytes);
+  return (kLineBytes - past) % kLineBytes / static_cast<int64_t>(sizeof(Storage));
+}
+
 // The cache line in which a streamed row ends. If the next one begins in it, it is streamed whole: a line that is
 // written by ordinary stores among streaming ones is fetched first, which took more time than the rest of 100 classes.
 template <class Storage>
 class SharedLine {
  public:
-  static constexpr int64_t kBytes = 64;
-  static constexpr int64_t kScalars = kBytes / static_cast<int64_t>(sizeof(Storage));
+  static constexpr int64_t kScalars = kLineBytes / static_cast<int64_t>(sizeof(Storage));
 
   // Where the row goes to that ends here; n scalars of it are in the line, from its beginning.
   Storage* end_with(Storage* next, int64_t n) {
@@ -104,8 +119,8 @@ class SharedLine {
   }
   // To be called before what is in it is read or fenced.
   void flush() {
-    if (filled_ > 0)
-      memcpy(next_ - filled_, scalars_, static_cast<size_t>(filled_) * sizeof(Storage));
+    const size_t bytes = static_cast<size_t>(filled_) * sizeof(Storage);
+    if (bytes > 0) memcpy(next_ - filled_, scalars_, bytes);
     filled_ = 0;
   }
 
@@ -139,8 +154,7 @@ class RowFinish {
         target_grad_(grad_of.target_grad) {
     end_ = classes_;
     if (!kStream) return;
-    const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out_) % Line::kBytes);
-    lead_ = (Line::kBytes - past) % Line::kBytes / static_cast<int64_t>(sizeof(Storage));
+    lead_ = scalars_to_line<Storage>(out_);
     if (lead_ > classes_) lead_ = classes_;
     end_ = (classes_ - lead_) / Line::kScalars * Line::kScalars;
     if (target_is_streamed()) store(target_vector_, grad(load(kept_ + start_of_target())));
@@ -169,11 +183,7 @@ class RowFinish {
   }
   [[gnu::always_inline]] void whole(int64_t v) const {
     const Vector g = offset_.add(grad(load(kept_ + lead_ + v)), lead_ + v, offset_of_row_);
-    if (kStream) {
-      stream(out_ + lead_ + v, g);
-    } else {
-      store(out_ + v, g);
-    }
+    put<kStream>(out_ + lead_ + v, g);
   }
   void rest(int64_t v) const {
     for (; v + L <= end_; v += L) whole(v);
@@ -246,8 +256,8 @@ void scale_kept(typename Tile<Storage>::Scalar* kept, RowGrad<Storage>* grad) {
   using Vector = typename Tile<Storage>::Vector;
   const Vector scale = broadcast(grad->scale);
   const Vector floor = broadcast(grad->floor);
-  for (int64_t v = 0; v < grad->classes;
-       v += Vector::kLanes) {  // `kept` has room for whole vectors
+  // `kept` has room for whole vectors.
+  for (int64_t v = 0; v < grad->classes; v += Vector::kLanes) {
     const Vector e = load(kept + v);
     store(kept + v, keep(e * scale, not_less(e, floor)));
   }
@@ -261,14 +271,13 @@ void with_finish(RowGrad<Storage> grad, const typename Tile<Storage>::Scalar* we
                  SharedLine<Storage>* line, typename Tile<Storage>::Scalar* kept, Action action) {
   using Scalar = typename Tile<Storage>::Scalar;
   if (grad.scale != 1) scale_kept(kept, &grad);
-  const bool aligned = reinterpret_cast<uintptr_t>(grad.out) % sizeof(Storage) == 0;
   const auto finish_with = [&](auto&& finish) {
     action(finish);
     if (grad.has_target()) finish.put_target();
   };
   if (weights != nullptr) {
     finish_with(RowFinish<false, Storage, WeightedOffset<Scalar>>(kept, {weights}, grad, nullptr));
-  } else if (line != nullptr && aligned) {
+  } else if (line != nullptr && is_aligned<Storage>(grad.out)) {
     finish_with(RowFinish<true, Storage, NoOffset>(kept, {}, grad, line));
   } else {
     finish_with(RowFinish<false, Storage, NoOffset>(kept, {}, grad, nullptr));

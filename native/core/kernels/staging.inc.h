@@ -214,8 +214,8 @@ void stage_tile(const Panel<Storage>& panel, int64_t rows, int64_t classes, Scal
     for (int64_t v = 0; v < classes; ++v) {
       const Storage* first = panel.at(v, 0);
       for (int64_t r = 0; r < whole; r += L) {
-        prefetch(first + r +
-                 rows);  // for the next tile: few CPUs follow as many streams as there are classes
+        // For the next tile: few CPUs follow as many streams as there are classes.
+        prefetch(first + r + rows);
         store(blocks + r * classes + v * L, load(first + r));
       }
     }
@@ -280,11 +280,7 @@ void unstage_neighbours(const Scalar* blocks, int64_t rows, int64_t classes,
   for (int64_t v = 0; v < classes; ++v) {
     Storage* first = panel.at(v, 0);
     for (int64_t r = 0; r < rows; r += L) {
-      if (kStream) {
-        stream(first + r, load(blocks + r * classes + v * L));
-      } else {
-        store(first + r, load(blocks + r * classes + v * L));
-      }
+      put<kStream>(first + r, load(blocks + r * classes + v * L));
     }
   }
 }
