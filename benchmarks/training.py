@@ -22,9 +22,9 @@ import onnx
 
 from benchmarks.training_cases import CASES, TrainingCase, export
 from gce.bench.report import surroundings
+from gce.bench.runner import REST
 
 WORKER = Path(__file__).with_name("training_worker.py")
-REST = 0.03  # seconds in which threads of the last turn go to sleep
 NAMES = {
     "stock": "gce.onnx.training",
     "training": "gce.onnx.ort_training",

@@ -11,16 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gce
+from gce._command_line import CommandError, check_output
 from gce.bench import command as bench
 from gce.demo.config import TASKS, DemoConfig
 
 __all__ = ["main"]
 
 PACKAGE = "'gamma-ce[demo]'"
-
-
-class CommandError(Exception):
-    """Something that the user can put right; the message says how."""
 
 
 def positive_int(text: str) -> int:
@@ -99,11 +96,7 @@ def run_demo(arguments: argparse.Namespace, command: str) -> int:
     config = dataclasses.replace(
         DemoConfig.of(arguments.task, arguments.quick), output=arguments.output, **given
     )
-    # Now, and not after a minute of training.
-    if config.output.exists() and not config.output.is_dir():
-        raise CommandError(f"--output {config.output}: not a directory")
-    if not config.output.absolute().parent.is_dir():
-        raise CommandError(f"--output {config.output}: not in a directory that exists")
+    check_output(config.output)
     try:
         from gce.demo.run import problem_of, run
 
@@ -129,14 +122,6 @@ def run_info() -> int:
     return 0
 
 
-def run_bench(arguments: argparse.Namespace) -> int:
-    """Measure on this machine."""
-    try:
-        return bench.run(arguments)
-    except bench.Mistake as error:
-        raise CommandError(str(error)) from error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -156,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.command == "bench":
-            return run_bench(arguments)
+            return bench.run(arguments)
         if arguments.command == "demo":
             words = sys.argv[1:] if argv is None else argv
             return run_demo(arguments, shlex.join(["python", "-m", "gce", *words]))

@@ -16,6 +16,7 @@ import pytest
 
 import gce
 from gce import _native
+from gce._command_line import CommandError
 from gce.bench import check, command, cpus, memory, report
 from gce.bench.cases import (
     BACKWARD,
@@ -506,7 +507,7 @@ def test_a_peer_that_is_asked_for_must_be_there(
     from gce.__main__ import build_parser
 
     arguments = build_parser().parse_args(["bench", "--peer", package])
-    with pytest.raises(command.Mistake, match=f"--peer {package}: it is not installed"):
+    with pytest.raises(CommandError, match=f"--peer {package}: it is not installed"):
         command.run(arguments)
 
 

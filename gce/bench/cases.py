@@ -58,7 +58,7 @@ class Case:
     def name(self) -> str:
         """``512x32000 bf16 fwd+bwd``: what the case is called everywhere."""
         parts = ["x".join(map(str, self.shape)), DTYPES[self.dtype]]
-        if self.axis % len(self.shape) != len(self.shape) - 1:
+        if not self.is_last_axis:
             parts.append(f"axis {self.axis}")
         parts += [SHORT[self.work], self.options and f"({self.options})"]
         return " ".join(part for part in parts if part)

@@ -12,18 +12,15 @@ from pathlib import Path
 
 import gce
 from gce import _native
+from gce._command_line import CommandError, check_output
 from gce.bench.cases import CASES, DTYPES, PLAIN, WORKS, Case
 from gce.bench.cpus import count_of_cpus, restrict_to
 
-__all__ = ["Mistake", "add_arguments", "run"]
+__all__ = ["add_arguments", "run"]
 
 SHAPES = ((512, 32000), (4096, 1000), (65536, 10), (32, 10))  # what is measured by default
 PEERS = ("numpy", "numba", "torch", "jax", "onnxruntime")  # packages, each with its contenders
 COPIES = 5  # of the logits, that a case may need: buffers, and gradients of a peer
-
-
-class Mistake(Exception):
-    """Something that the user can put right; the message says how."""
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -98,7 +95,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     works = arguments.work or WORKS
     if arguments.shape is None:
         if arguments.axis is not None:
-            raise Mistake("--axis goes with --shape")
+            raise CommandError("--axis goes with --shape")
         named = [c for c in CASES if c.dtype == "float32" and c.options == PLAIN]
         cases = [replace(c, dtype=arguments.dtype) for c in named if c.shape in SHAPES]
         cases = [case for case in cases if case.work in works]
@@ -106,7 +103,9 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     axis = -1 if arguments.axis is None else arguments.axis
     for one in arguments.shape:
         if not -len(one) <= axis < len(one):
-            raise Mistake(f"--axis {axis}: the shape {','.join(map(str, one))} has {len(one)} axes")
+            raise CommandError(
+                f"--axis {axis}: the shape {','.join(map(str, one))} has {len(one)} axes"
+            )
     return [
         Case(one, work, arguments.dtype, axis) for one in arguments.shape for work in WORKS
         if work in works
@@ -117,21 +116,18 @@ def check(arguments: argparse.Namespace, cases: Sequence[Case]) -> None:
     """Find out now what would fail after a minute."""
     from gce.bench import memory
 
-    output = arguments.output
-    if output is not None and output.exists() and not output.is_dir():
-        raise Mistake(f"--output {output}: not a directory")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise Mistake(f"--output {output}: not in a directory that exists")
+    if arguments.output is not None:
+        check_output(arguments.output)
     if arguments.dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
-        raise Mistake("--dtype bfloat16 needs ml_dtypes: pip install 'gamma-ce[bfloat16]'")
+        raise CommandError("--dtype bfloat16 needs ml_dtypes: pip install 'gamma-ce[bfloat16]'")
     for package in arguments.peer or ():
         if package != "none" and importlib.util.find_spec(package) is None:
-            raise Mistake(f"--peer {package}: it is not installed")
+            raise CommandError(f"--peer {package}: it is not installed")
     available = memory.available()
     needed = COPIES * max(case.nbytes for case in cases)
     if available is not None and needed > available:
         largest = max(cases, key=lambda case: case.nbytes)
-        raise Mistake(
+        raise CommandError(
             f"{largest.name} may need {needed / 2**30:.1f} GiB of memory, "
             f"of which {available / 2**30:.1f} GiB are free"
         )
@@ -146,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
         _native.isa_name()  # GCE_FORCE_ISA may name what is not there
         threads = arguments.threads or min(gce.get_num_threads(), count_of_cpus())
     except (RuntimeError, ValueError) as error:
-        raise Mistake(str(error)) from error
+        raise CommandError(str(error)) from error
 
     from gce.bench import report
     from gce.bench.check import Disagreement
@@ -167,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             results.append(measure(case, threads, [gce_itself, limit, *peers], effort))
         except (Disagreement, MemoryError) as error:
-            raise Mistake(f"{case.name}: {error}") from error
+            raise CommandError(f"{case.name}: {error}") from error
     text = report.summary(results)
     print(text)
     if arguments.output is not None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gce.bench.cases import BACKWARD, FORWARD, PLAIN, Data
+from gce.bench.cases import Data
 from gce.bench.contender import CannotDo, Contender, Work
+from gce.bench.peers.by_hand import rows_of
 
 __all__ = ["PEERS"]
 
@@ -50,21 +51,14 @@ def by_hand(data: Data, threads: int) -> Work:
     import numba
 
     most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined, unused-ignore]
-    case = data.case
-    if case.dtype not in ("float32", "float64") or not case.is_last_axis or case.options != PLAIN:
-        raise CannotDo("by hand: full precision, class axis last, no options")
+    z, y, gamma, grads, out = rows_of(data)
     if threads > most:
         raise CannotDo(f"numba has {most} threads here, not {threads}")
     numba.set_num_threads(threads)
     fused = compiled(threads > 1)
-    z = data.logits.reshape(-1, case.classes)
-    y, gamma, backward = data.targets.reshape(-1), float(data.gamma), case.work != FORWARD
-    if not backward:
+    if grads is None:
         return lambda: fused(z, y, z, gamma, False)
-    out = data.out if case.work == BACKWARD else z.copy()
-    grads = out.reshape(z.shape)
-    logits = z if case.work == BACKWARD else grads
-    return lambda: (fused(logits, y, grads, gamma, True), out)
+    return lambda: (fused(z, y, grads, gamma, True), out)
 
 
 PEERS = (Contender("numba", by_hand, "numba"),)
