@@ -17,6 +17,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 
+import gce
 import oracle
 from gce import reference
 
@@ -270,6 +271,20 @@ def test_262144_distinct_logits(engine, dtype):
 def assert_same_bits(found: Any, expected: Any) -> None:
     np.testing.assert_array_equal(found, expected, strict=True)  # which shows where
     assert found.tobytes() == expected.tobytes(), "zeros of different sign"
+
+
+@pytest.mark.parametrize("excess", range(6, 64, 3))
+def test_small_gradients_of_rows_with_large_exponentials(isa, excess):
+    # The reference of 64 zeros, one logit far above them, and a target of tiny probability.
+    logits = np.zeros((2, 68), np.float32)
+    logits[:, 64] = excess * np.log(2)
+    logits[:, 67] = -70 + excess * np.log(2)
+    targets = np.array([67, 67])
+    _, grad = gce.loss_and_grad(logits, targets, 0.1, reduction="sum")
+    _, wanted = reference.loss_and_grad(logits.astype(np.float64), targets, 0.1, reduction="sum")
+    assert 1e-30 < abs(wanted[0, 67]) < 1e-28
+    # Distances of 70 are rounded by 2^-19; and 2^-119 where floats are subnormal.
+    np.testing.assert_allclose(grad, wanted, rtol=4e-6, atol=2.0**-119)
 
 
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
