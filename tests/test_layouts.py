@@ -340,6 +340,54 @@ def test_any_split_of_the_batch(engine, dtype, classes, layout):
         assert_same_bits(grad, placed.rearranged(problem.grad)[whole])
 
 
+# How the rows of one tile may differ, where rows of few classes lie one after another.
+UNLIKE = {
+    "alike": lambda rng, z: z,
+    "large": lambda rng, z: z + np.float32(300),
+    "offsets of their own": lambda rng, z: z + rng.normal(0, 12, (len(z), 1)),
+    "offsets far apart": lambda rng, z: z + rng.normal(0, 200, (len(z), 1)),
+    "spread over all exponents": lambda rng, z: z * 25,
+    "small exponentials": lambda rng, z: (
+        z - rng.uniform(50, 130, z.shape) * (rng.random(z.shape) < 0.05)
+    ),
+    "masked classes": lambda rng, z: np.where(rng.random(z.shape) < 0.2, -np.inf, z),
+    "classes masked by numbers": lambda rng, z: np.where(rng.random(z.shape) < 0.2, -30000, z),
+    "a row of NaN": lambda rng, z: np.where(np.arange(len(z))[:, None] == 21, np.nan, z),
+    "a NaN": lambda rng, z: np.where(np.arange(z.size).reshape(z.shape) == 40, np.nan, z),
+    "+inf": lambda rng, z: np.where(np.arange(z.size).reshape(z.shape) == 40, np.inf, z),
+    "-inf throughout": lambda rng, z: np.full_like(z, -np.inf),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_rows_unlike_their_neighbours(engine, dtype, kind):
+    rng = np.random.default_rng(7)
+    for classes in (2, 7, 10, 16) if engine.name in EMULATED else range(2, 20):
+        rows = 70  # a tile and a part
+        normal = 2 * rng.standard_normal((rows, classes), np.float32)
+        logits = np.ascontiguousarray(UNLIKE[kind](rng, normal)).astype(DTYPES[dtype])
+        options = {
+            "targets": rng.integers(0, classes, rows),
+            "gamma": rng.choice([0.0, 0.2, 0.7, 1.0, 1e-7], rows),
+            "threshold": rng.choice([0.0, 0.0, 0.3], rows),
+            "sample_weight": 2.0 ** rng.choice([0, -40, -100, -120], rows),
+            "ignore_index": 1,
+            "reduction": "none",
+        }
+        columns = np.ascontiguousarray(logits.T)  # in lanes of their own
+        loss, grad = engine.loss_and_grad(columns, **options, axis=0)
+        found = engine.loss_and_grad(logits, **options)
+        assert_same_bits(found[0], loss)
+        assert_same_bits(found[1], grad.T)
+        for row in (0, 21, rows - 1):
+            per_row = ("targets", "gamma", "threshold", "sample_weight")
+            alone = {**options, **{name: options[name][row : row + 1] for name in per_row}}
+            found = engine.loss_and_grad(logits[row : row + 1], **alone)
+            assert_same_bits(found[0], loss[row : row + 1])
+            assert_same_bits(found[1], grad.T[row : row + 1])
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "class axis in the middle", "Fortran order"])
 def test_threads(engine, layout):
     # 160,000 logits: more than the Python module keeps on one thread, and several chunks.

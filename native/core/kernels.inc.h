@@ -32,6 +32,7 @@
 #include "kernels/columns.inc.h"
 #include "kernels/epilogue.inc.h"
 #include "kernels/epilogue_common.inc.h"
+#include "kernels/dense_rows.inc.h"
 #include "kernels/targets.inc.h"
 #include "kernels/pointwise.inc.h"
 #include "kernels/limits.inc.h"

@@ -11,6 +11,7 @@
 * ``expm1``: Chebyshev fit of (e**x - 1)/x.
 * ``log``: with s = f/(2 + f), log(1 + f) = 2s + s z R(z), z = s**2, for 1 + f from sqrt(1/2)
   to sqrt(2).
+* Shorter ones of both for what ends as a float; the logarithm for 1 + f from 1/2 to 2.
 
 Needs mpmath, numpy and scipy (the project's dependency group "dev").
 """
@@ -54,8 +55,8 @@ def exp2_table(bits: int) -> list[int]:
     return [int(power.view(np.uint32)) - (j << (23 - bits)) for j, power in enumerate(powers)]
 
 
-def fit_log(degree: int) -> list[float]:
-    largest = ((mpmath.sqrt(2) - 1) / (mpmath.sqrt(2) + 1)) ** 2
+def fit_log(degree: int, largest_ratio: mpmath.mpf) -> list[float]:
+    largest = ((largest_ratio - 1) / (largest_ratio + 1)) ** 2
 
     def remainder(z: mpmath.mpf) -> mpmath.mpf:
         z = mpmath.mpf(z)
@@ -108,12 +109,15 @@ def main() -> None:
             for entry in exp2_table(bits):
                 print(f"    {entry:#010x}u,")
             print("};\n")
-    coefficients = fit_exp2_quotient_double(10, 0.5)
-    error = largest_relative_error([1.0, *coefficients], -0.5, 0.5)
-    comment = f"The same for double and |t| <= 1/2: relative error of 2^t {error:.2g}."
-    declare("kExp2QuotientF64", "double", coefficients, comment)
+    for name, degree in (("", 10), ("Short", 6)):
+        coefficients = fit_exp2_quotient_double(degree, 0.5)
+        error = largest_relative_error([1.0, *coefficients], -0.5, 0.5)
+        comment = f"The same for double and |t| <= 1/2: relative error of 2^t {error:.2g}."
+        declare(f"kExp2QuotientF64{name}", "double", coefficients, comment)
     comment = "R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f)."
-    declare("kLog", "double", fit_log(6), comment)
+    declare("kLog", "double", fit_log(6, mpmath.sqrt(2)), comment)
+    comment = "The same to a relative error of 4e-10, for 1 + f from 1/2 to 2."
+    declare("kLogShort", "double", fit_log(4, mpmath.mpf(2)), comment)
     declare("kExpm1", "double", fit_expm1(12), "(e^x - 1)/x on [-1/2, 1/2].")
     print("}  // namespace\n}  // namespace gce")
 

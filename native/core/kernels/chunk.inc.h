@@ -192,7 +192,9 @@ class Worker {
 
   void first_pass() {
     if (p_.layout == kColumnsStaged) {
-      staged_stats(logits_panel(), p_.classes, smooth_weights(), want_argmax(), kept(), &tile_);
+      dense_ = can_be_dense() && dense_stats(&tile_);
+      if (dense_) return;
+      staged_first_pass();
     } else if (p_.layout == kColumnsDirect) {
       column_stats(logits_panel(), p_.classes, smooth_weights(), want_argmax(),
                    p_.keeps ? kept() : nullptr, &tile_);
@@ -202,9 +204,19 @@ class Worker {
     }
   }
 
+  void staged_first_pass() {
+    staged_stats(logits_panel(), p_.classes, smooth_weights(), want_argmax(), kept(), &tile_);
+  }
+
   // Contiguous rows are left in the ring.
   void second_pass() {
-    const Panel<Storage> out = {tile_.grad, p_.grad_class_stride, row_stride(kGrad)};
+    if (dense_) {
+      if (dense_grad(&tile_)) return;
+      staged_first_pass();
+      tile_epilogue(needs_, &tile_);
+    }
+    fill_grad_floors(&tile_);
+    const Panel<Storage> out = grad_panel();
     if (p_.layout == kColumnsStaged) {
       staged_grad(out, p_.classes, p_.stream_grad, smooth_weights(), kept(), tile_);
     } else if (p_.layout == kColumnsDirect) {
@@ -230,6 +242,26 @@ class Worker {
     }
   }
 
+  // --- rows of few classes, one after another: see dense_rows.inc.h. Only float has them ----------------
+  bool can_be_dense() {
+    return one_run_ && p_.classes <= kMostDenseClasses && smooth_weights() == nullptr &&
+           !want_argmax() && logits_panel().rows_are_dense(p_.classes) &&
+           (!needs_.grad || grad_panel().rows_are_dense(p_.classes));
+  }
+  template <class S>
+  bool dense_stats(Tile<S>* tile) {
+    const S* logits = reinterpret_cast<const S*>(tile->logits[0]);
+    return gce::dense_stats(logits, p_.classes, kept(), tile, &may_be_subnormal_);
+  }
+  bool dense_stats(Tile<double>*) { return false; }
+  template <class S>
+  bool dense_grad(Tile<S>* tile) {
+    return gce::dense_grad(p_.classes, kept(), may_be_subnormal_, tile,
+                           reinterpret_cast<S*>(tile->grad[0]));
+  }
+  bool dense_grad(Tile<double>*) { return false; }
+
+  Panel<Storage> grad_panel() { return {tile_.grad, p_.grad_class_stride, row_stride(kGrad)}; }
   Panel<Storage> logits_panel() {
     return {tile_.logits, p_.logits_class_stride, row_stride(kLogits)};
   }
@@ -287,6 +319,8 @@ class Worker {
   const EpilogueNeeds needs_;
   Tile<Storage> tile_;
   bool one_run_ = false;  // the tile's rows lie along the last axis
+  bool dense_ = false;    // the tile's first pass was dense_rows.inc.h's
+  bool may_be_subnormal_ = false;  // its gradients
   // Of rows that lack their second pass; out is null where there is none.
   RowGrad<Storage>* const ring_;
   int64_t next_place_ = 0;  // in it

@@ -3,6 +3,22 @@
 namespace gce {
 namespace {
 
+template <int N>
+struct Constant {
+  static constexpr int kValue = N;
+};
+// Calls of(Constant<V>()) for V = classes if that is from 2 to kMost; returns whether it is.
+template <int kMost, class Of>
+bool with_few_classes(int64_t classes, const Of& of) {
+  if constexpr (kMost < 2) {
+    return false;
+  } else {
+    if (classes != kMost) return with_few_classes<kMost - 1>(classes, of);
+    of(Constant<kMost>());
+    return true;
+  }
+}
+
 // The sums of a segment, L rows at a time: sums of rows, in the lanes, where accumulator.inc.h has a sum.
 template <class Vector>
 struct ColumnSum;
@@ -54,12 +70,10 @@ struct ColumnTotal<F64> {
   void save(double* high, double* low) const { rows.save(high, low); }
 };
 
-// The sum of the terms at distance L from class v on, of a group of `count`, vectors in memory.
-template <class Vector>
-[[gnu::always_inline]] inline Vector sum_at_distance(const typename Vector::Scalar* terms,
-                                                     int64_t v, int64_t count) {
+// The sum of term(v) and those at distance L after it, of a group of `count`.
+template <class Vector, class Term>
+[[gnu::always_inline]] inline Vector sum_at_distance(const Term& term, int64_t v, int64_t count) {
   constexpr int L = Vector::kLanes;
-  const auto term = [&](int64_t at) __attribute__((always_inline)) { return load(terms + at * L); };
   Vector sum = term(v);
   if (v + L >= count) return sum;
   sum = sum + term(v + L);
@@ -73,12 +87,13 @@ template <class Vector>
                                              ColumnSum<Vector>* sums) {
   constexpr int L = Vector::kLanes;
   constexpr int kSums = ColumnSum<Vector>::kLanes;
+  const auto term = [&](int64_t v) __attribute__((always_inline)) { return load(terms + v * L); };
 #pragma GCC unroll 8
   for (int lane = 0; lane < kSums; ++lane) {
     if (lane >= count) continue;
-    Vector sum = sum_at_distance<Vector>(terms, lane, count);
+    Vector sum = sum_at_distance<Vector>(term, lane, count);
     if (kSums < L && lane + kSums < count) {
-      sum = sum + sum_at_distance<Vector>(terms, lane + kSums, count);
+      sum = sum + sum_at_distance<Vector>(term, lane + kSums, count);
     }
     sums[lane].add(sum);
   }
@@ -111,50 +126,46 @@ template <class Vector, class TermsOf>
 
 constexpr int kMostSumsOfFew = kGroup * F32::kLanes < 32 ? kGroup * F32::kLanes : 32;  // one group
 
-// The sums of a tile's blocks of V <= kMostSumsOfFew float vectors, V known to the compiler: those of
-// sum_of_columns, less what adds +0.
-template <int V>
-void sums_of_few(const float* blocks, int64_t rows, double* high, double* low) {
-  constexpr int L = F32::kLanes;
+// The sum of V <= kMostSumsOfFew float vectors term(v), V known to the compiler: that of sum_of_columns, less what adds
+// +0.
+template <int V, class Term>
+[[gnu::always_inline]] inline void sums_of_few(const Term& term, double* high, double* low) {
   constexpr int kSums = ColumnSum<F32>::kLanes;
-  const F64 zero = broadcast(0.0);
-  for (int64_t r = 0; r < rows; r += L) {
-    const float* block = blocks + r * V;
-    F64 sums[2][kSums];  // of the lower rows, of the higher ones
+  F64 sums[2][kSums];  // of the lower rows, of the higher ones
 #pragma GCC unroll 8
-    for (int lane = 0; lane < kSums; ++lane) {
-      if (lane >= V) continue;
-      F32 sum = sum_at_distance<F32>(block, lane, V);
-      if (lane + kSums < V) sum = sum + sum_at_distance<F32>(block, lane + kSums, V);
-      sums[0][lane] = widen_low(sum);
-      sums[1][lane] = widen_high(sum);
-    }
+  for (int lane = 0; lane < kSums; ++lane) {
+    if (lane >= V) continue;
+    F32 sum = sum_at_distance<F32>(term, lane, V);
+    if (lane + kSums < V) sum = sum + sum_at_distance<F32>(term, lane + kSums, V);
+    sums[0][lane] = widen_low(sum);
+    sums[1][lane] = widen_high(sum);
+  }
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      F64* lanes = sums[half];
+  for (int half = 0; half < 2; ++half) {
+    F64* lanes = sums[half];
 #pragma GCC unroll 4
-      for (int width = kSums / 2; width >= 1; width /= 2) {
+    for (int width = kSums / 2; width >= 1; width /= 2) {
 #pragma GCC unroll 8
-        for (int lane = 0; lane < width; ++lane) {
-          if (lane + width < V) lanes[lane] = lanes[lane] + lanes[lane + width];
-        }
+      for (int lane = 0; lane < width; ++lane) {
+        if (lane + width < V) lanes[lane] = lanes[lane] + lanes[lane + width];
       }
-      store(high + r + half * F64::kLanes, lanes[0]);
-      store(low + r + half * F64::kLanes, zero);
     }
+    store(high + half * F64::kLanes, lanes[0]);
+    store(low + half * F64::kLanes, broadcast(0.0));
   }
 }
 
-// Calls sums_of_few with V = classes, or returns false.
-template <int V = kMostSumsOfFew>
-bool sum_few(const float* blocks, int64_t rows, int64_t classes, double* high, double* low) {
-  if constexpr (V < 2) {
-    return false;
-  } else {
-    if (classes != V) return sum_few<V - 1>(blocks, rows, classes, high, low);
-    sums_of_few<V>(blocks, rows, high, low);
-    return true;
-  }
+// Those of a tile's blocks; false if there are more classes.
+inline bool sum_few(const float* blocks, int64_t rows, int64_t classes, double* high, double* low) {
+  return with_few_classes<kMostSumsOfFew>(classes, [&](auto count) {
+    constexpr int V = count.kValue;
+    for (int64_t r = 0; r < rows; r += F32::kLanes) {
+      const auto term = [&](int v) __attribute__((always_inline)) {
+        return load(blocks + r * V + v * F32::kLanes);
+      };
+      sums_of_few<V>(term, high + r, low + r);
+    }
+  });
 }
 inline bool sum_few(const double*, int64_t, int64_t, double*, double*) { return false; }
 

@@ -163,6 +163,22 @@ template <class Vector>
   return scale_by_integer(broadcast(1.0), max(least, select(exact < most, exact, most)));
 }
 
+// Fills grad_floor from the results of the epilogue.
+template <class Storage>
+void fill_grad_floors(Tile<Storage>* tile) {
+  using Vector = typename Tile<Storage>::Vector;
+  for (int64_t r = 0; r < tile->rows; r += Vector::kLanes) {
+    double floors[Vector::kLanes];
+    for (int64_t i = 0; i < Vector::kLanes; i += F64::kLanes) {
+      const F64 sum = load(tile->sum_high + r + i) + load(tile->sum_low + r + i);
+      const F64 factor =
+          load_as_double(tile->grad_factor + r + i) * load_as_double(tile->grad_scale + r + i);
+      store(floors + i, grad_floor<Vector>(factor, exponent_of(sum)));
+    }
+    store_narrowed(tile->grad_floor + r, floors);
+  }
+}
+
 // One NaN for all: its sign would depend on the order of operations.
 inline F64 one_nan(F64 x) { return select(x == x, x, broadcast(__builtin_nan(""))); }
 
@@ -255,8 +271,7 @@ class GeneralEpilogue {
     if (needs_.statistics || needs_.surrogate || any(gamma < broadcast(kTinyGamma)) ||
         any(zero < b)) {
       log_sum = log(row.sum_high + row.sum_low) * broadcast(1.0 + Log2E<Vector>::kStretch);
-      const F64 ln2 = broadcast(0.69314718055994530942);
-      log_p = log_prob(stats.prob, mul_add(stats.x, ln2, zero - log_sum));
+      log_p = log_prob(stats.prob, mul_add(stats.x, broadcast(kLn2), zero - log_sum));
     }
     const F64 of_target = needs_.surrogate ? surrogate_loss(log_p, weight)
                                            : primitive_loss(stats.prob, log_p, gamma, b);
@@ -303,7 +318,6 @@ class GeneralEpilogue {
     const Mask64 by_scale = broadcast(kMostByFactor) < row.raised;
     store(factor_ + (r - begin_), select(by_scale, factor, factor * down));
     store(scale_ + (r - begin_), select(by_scale, down, one));
-    store(floor_ + (r - begin_), grad_floor<Vector>(factor * down, row.raised));
     store(at_target_ + (r - begin_), one_nan(at_target));
   }
 
@@ -311,7 +325,6 @@ class GeneralEpilogue {
   void narrow_grad() {
     store_narrowed(t_.grad_factor + begin_, factor_);
     store_narrowed(t_.grad_scale + begin_, scale_);
-    store_narrowed(t_.grad_floor + begin_, floor_);
     store_narrowed(t_.target_grad_wide + begin_, at_target_);
     store(t_.target_grad + begin_, load(t_.target_grad_wide + begin_));
     if (needs_.smoothed) store_narrowed(t_.grad_offset + begin_, offset_);
@@ -328,7 +341,6 @@ class GeneralEpilogue {
   double largest_[kLanes];      // exponential of the row's maximum
   double factor_[kLanes];
   double scale_[kLanes];
-  double floor_[kLanes];
   double offset_[kLanes];
   double at_target_[kLanes];
 };

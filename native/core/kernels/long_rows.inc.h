@@ -107,6 +107,7 @@ class SegmentWorker {
     read_target_logit(p_, 0, &tile_);
     row_extras(z, p_, 0, &tile_);
     tile_epilogue(needs_, &tile_);
+    if (needs_.grad) fill_grad_floors(&tile_);
     LossSum loss;
     if (needs_.loss) loss.add(tile_.loss, 1);
     loss_sums_[row] = loss.total();

@@ -27,6 +27,7 @@ struct Log2E<F64> {
   static constexpr double kStretch = 0x1.0444d0e734faap-56;
 };
 
+constexpr double kLn2 = 0x1.62e42fefa39efp-1;
 constexpr double kLn2High = 0x1.62e42fefa0000p-1;  // 33 bits: exact times any exponent
 constexpr double kLn2Low = 0x1.cf79abc9e3b39p-40;
 
@@ -151,9 +152,10 @@ template <class Vector>
   return e;
 }
 
-// 2^t for |t| <= 1/2 and a little more: relative error 2^-52.
-[[gnu::always_inline]] inline F64 exp2_centered(F64 t) {
-  return mul_add(t, exp2_quotient(t), broadcast(1.0));
+// 2^t for |t| <= 1/2 and a little more: relative error 2^-52, and 1.1e-10.
+inline F64 exp2_centered(F64 t) { return mul_add(t, exp2_quotient(t), broadcast(1.0)); }
+[[gnu::always_inline]] inline F64 exp2_short(F64 t) {
+  return mul_add(t, horner<6>(t, kExp2QuotientF64Short), broadcast(1.0));
 }
 // 2^x for |x| <= 1021.
 inline F64 exp2(F64 x) {

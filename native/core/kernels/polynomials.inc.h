@@ -90,6 +90,17 @@ constexpr double kExp2QuotientF64[] = {
     0x1.e9d3fe3952179p-32,
 };
 
+// The same for double and |t| <= 1/2: relative error of 2^t 1.1e-10.
+constexpr double kExp2QuotientF64Short[] = {
+    0x1.62e42fefa39efp-1,
+    0x1.ebfbe045f4d3cp-3,
+    0x1.c6b08d883dca1p-5,
+    0x1.3b2a1b7152befp-7,
+    0x1.5d879ead06a82p-10,
+    0x1.443fffc90db59p-13,
+    0x1.00a581594758ep-16,
+};
+
 // R(z) of log(1 + f) = 2s + s z R(z), z = s^2, s = f/(2 + f).
 constexpr double kLog[] = {
     0x1.5555555555558p-1,
@@ -99,6 +110,15 @@ constexpr double kLog[] = {
     0x1.7462b4ab2ef6bp-3,
     0x1.39fe606542ddep-3,
     0x1.2b584aae78a57p-3,
+};
+
+// The same to a relative error of 4e-10, for 1 + f from 1/2 to 2.
+constexpr double kLogShort[] = {
+    0x1.5555558d7fe22p-1,
+    0x1.9998d485cf47ep-2,
+    0x1.24c926a40acd3p-2,
+    0x1.bc8cf8ddd5876p-3,
+    0x1.dba25f0718ee6p-3,
 };
 
 // (e^x - 1)/x on [-1/2, 1/2].

@@ -129,80 +129,6 @@ void stage(const Panel<Storage>& panel, int64_t r, int64_t n, int64_t classes, S
   }
 }
 
-// Blocks of rows that lie one after another, of V classes, V known to the compiler: loops without branches. What a
-// whole vector takes past its row is the next rows'; only at_end it must not be taken past the block.
-constexpr int kMostFewClasses = 16;
-
-template <int V, class Storage, class Scalar>
-void stage_block_of_few(const Storage* rows, bool at_end, Scalar* block) {
-  using Vector = typename ComputeOf<Storage>::Vector;
-  constexpr int L = Vector::kLanes;
-#pragma GCC unroll 8
-  for (int begin = 0; begin < V; begin += L) {
-    const int count = V - begin < L ? V - begin : L;
-    Vector part[L];
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      const Storage* from = rows + i * V + begin;
-      part[i] = i * V + begin + L > L * V && at_end ? load_first(from, count, broadcast(Scalar(0)))
-                                                    : load(from);
-    }
-    transpose(part);
-#pragma GCC unroll 16
-    for (int v = 0; v < count; ++v) store(block + (begin + v) * L, part[v]);
-  }
-}
-template <int V, class Storage, class Scalar>
-void unstage_block_of_few(const Scalar* block, bool at_end, Storage* rows) {
-  using Vector = typename ComputeOf<Storage>::Vector;
-  constexpr int L = Vector::kLanes;
-  constexpr int kParts = (V + L - 1) / L;
-  Vector parts[kParts][L];
-#pragma GCC unroll 8
-  for (int part = 0; part < kParts; ++part) {
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      const int v = part * L + i;
-      parts[part][i] = load(block + (v < V ? v : part * L) * L);
-    }
-    transpose(parts[part]);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) {
-#pragma GCC unroll 8
-    for (int part = 0; part < kParts; ++part) {
-      Storage* to = rows + i * V + part * L;
-      if (i * V + part * L + L > L * V && at_end) {
-        store_first(to, parts[part][i], V - part * L);
-      } else {
-        store(to, parts[part][i]);  // what it spoils of the next rows is written after it
-      }
-    }
-  }
-}
-
-// Stages or unstages the whole blocks among n rows by the two above; returns how many rows they have, 0 if V is
-// larger.
-template <bool kStage, class Storage, class Scalar, int V = kMostFewClasses>
-int64_t move_few(Storage* rows, int64_t n, int64_t classes, Scalar* blocks) {
-  constexpr int L = ComputeOf<Storage>::Vector::kLanes;
-  if constexpr (V < 2) {
-    return 0;
-  } else {
-    if (classes != V) return move_few<kStage, Storage, Scalar, V - 1>(rows, n, classes, blocks);
-    int64_t r = 0;
-    for (; r + L <= n; r += L) {
-      const bool at_end = (n - r - L) * V < L;
-      if constexpr (kStage) {
-        stage_block_of_few<V>(rows + r * V, at_end, blocks + r * V);
-      } else {
-        unstage_block_of_few<V>(blocks + r * V, at_end, rows + r * V);
-      }
-    }
-    return r;
-  }
-}
-
 // Brings all rows of a tile into blocks.
 template <class Storage, class Scalar>
 void stage_tile(const Panel<Storage>& panel, int64_t rows, int64_t classes, Scalar* blocks) {
@@ -220,7 +146,6 @@ void stage_tile(const Panel<Storage>& panel, int64_t rows, int64_t classes, Scal
       }
     }
   }
-  if (panel.rows_are_dense(classes)) whole = move_few<true>(panel.at(0, 0), rows, classes, blocks);
   for (int64_t r = whole; r < rows; r += L) {
     stage(panel, r, rows - r < L ? rows - r : L, classes, blocks + r * classes);
   }
@@ -304,7 +229,6 @@ void unstage_tile(Scalar* blocks, int64_t rows, int64_t classes, bool stream,
       unstage_neighbours<false>(blocks, whole, classes, panel);
     }
   }
-  if (panel.rows_are_dense(classes)) whole = move_few<false>(panel.at(0, 0), rows, classes, blocks);
   for (int64_t r = whole; r < rows; r += L) {
     unstage(blocks + r * classes, r, rows - r < L ? rows - r : L, classes, panel);
   }

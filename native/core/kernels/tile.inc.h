@@ -133,6 +133,11 @@ inline double to_scalar(double x) { return x; }
 
 template <class Integer>
 inline void read_targets(const char* p, int64_t stride, int64_t n, int64_t* out) {
+  constexpr int64_t kSize = static_cast<int64_t>(sizeof(Integer));
+  if (stride == kSize) {  // whole vectors
+    for (int64_t r = 0; r < n; ++r) out[r] = static_cast<int64_t>(read<Integer>(p + r * kSize));
+    return;
+  }
   for (int64_t r = 0; r < n; ++r) out[r] = static_cast<int64_t>(read<Integer>(p + r * stride));
 }
 
@@ -280,7 +285,9 @@ void load_tile(const RowProblem& problem, RowCursor* cursor, Tile<Storage>* tile
     cursor->advance(n);
     at += n;
   }
-  for (int64_t r = tile->rows; r % Tile<Storage>::Vector::kLanes != 0; ++r) tile->target[r] = -1;
+  for (int64_t r = tile->rows; r % (2 * Tile<Storage>::Vector::kLanes) != 0; ++r) {
+    tile->target[r] = -1;
+  }
   if (problem.arrays[kGamma].varies || problem.arrays[kThreshold].varies) {
     look_at_options(tile->rows, tile);
   }

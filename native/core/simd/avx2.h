@@ -43,6 +43,7 @@ inline F32 fused_mul_sub(F32 a, F32 b, F32 c) { return {_mm256_fmsub_ps(a.v, b.v
 inline F64 fused_mul_sub(F64 a, F64 b, F64 c) { return {_mm256_fmsub_pd(a.v, b.v, c.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F64 max(F64 a, F64 b) { return {_mm256_max_pd(a.v, b.v)}; }
+inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 // Of positive numbers, whose order is that of their bits; integers have more ports.
 inline F32 max_positive(F32 a, F32 b) {
   return {
@@ -95,6 +96,11 @@ inline F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline F64 load(const double* p) { return {_mm256_loadu_pd(p)}; }
 inline F32 load(const Float16* p) { return float16_to_float(load_16_bytes(p)); }
 inline F32 load(const BFloat16* p) { return bfloat16_to_float(load_16_bytes(p)); }
+
+inline F32 pick(const float* p, const int32_t* index) {
+  const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(p), lanes)};
+}
 
 inline __m256i first_of_8(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),

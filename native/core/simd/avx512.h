@@ -49,6 +49,7 @@ inline F32 fused_mul_sub(F32 a, F32 b, F32 c) { return {_mm512_fmsub_ps(a.v, b.v
 inline F64 fused_mul_sub(F64 a, F64 b, F64 c) { return {_mm512_fmsub_pd(a.v, b.v, c.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F64 max(F64 a, F64 b) { return {_mm512_max_pd(a.v, b.v)}; }
+inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 // Of positive numbers, whose order is that of their bits; integers have more ports.
 inline F32 max_positive(F32 a, F32 b) {
   return {
@@ -95,6 +96,10 @@ inline F32 bits_to_float(__m256i bfloat16) {
 }
 inline F32 load(const BFloat16* p) {
   return bits_to_float(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+inline F32 pick(const float* p, const int32_t* index) {
+  return {_mm512_permutexvar_ps(_mm512_loadu_si512(index), _mm512_loadu_ps(p))};
 }
 
 inline __mmask16 first16(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }

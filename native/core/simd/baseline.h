@@ -85,6 +85,7 @@ inline bool all(Mask32 m) {
 }
 inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
 inline F64 max(F64 a, F64 b) { return {a.v > b.v ? a.v : b.v}; }
+inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
 inline F32 max_positive(F32 a, F32 b) { return max(a, b); }
 inline F64 max_positive(F64 a, F64 b) { return max(a, b); }
 inline float first_lane(F32 a) { return a.v[0]; }

@@ -16,6 +16,10 @@ inline F32 load(const float* p) { return {load_bits<FloatX4>(p)}; }
 inline F64 load(const double* p) { return {load_bits<DoubleX2>(p)}; }
 inline F32 load(const Float16* p) { return to_float(load_bits<UInt16X4>(p), p); }
 inline F32 load(const BFloat16* p) { return to_float(load_bits<UInt16X4>(p), p); }
+inline F32 pick(const float* p, const int32_t* index) {
+  const float picked[4] = {p[index[0]], p[index[1]], p[index[2]], p[index[3]]};
+  return load(picked);
+}
 
 // n < 4 elements, without a call of memcpy.
 template <class Element>

@@ -66,6 +66,7 @@ inline bool all(Mask64 m) { return vminvq_u32(vreinterpretq_u32_u64(m.m)) != 0; 
 // Neither vmaxq (NaN if either is) nor vmaxnmq (the number, if one is) gives b where either is NaN.
 inline F32 max(F32 a, F32 b) { return select(b < a, a, b); }
 inline F64 max(F64 a, F64 b) { return select(b < a, a, b); }
+inline F32 min(F32 a, F32 b) { return select(a < b, a, b); }
 inline F32 max_positive(F32 a, F32 b) { return {vmaxq_f32(a.v, b.v)}; }
 inline F64 max_positive(F64 a, F64 b) { return {vmaxq_f64(a.v, b.v)}; }
 inline float max_of_lanes(F32 a) { return vmaxvq_f32(a.v); }
