@@ -132,8 +132,8 @@ def test_every_peer_is_checked() -> None:
 def test_peers_agree_with_gce(name: str, work: str) -> None:
     peer = PEERS[name]
     for package in (peer.package, "onnx" if peer.package == "onnxruntime" else None):
-        if package is not None and importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
+        if package is not None:
+            require(importlib.util.find_spec(package), f"{package} is not installed")
     threads = cpus.count_of_cpus()
     did = []
     for case in (

@@ -34,7 +34,7 @@ COUNTS = {
     Call(4, 32000, grad=False): {"avx2": 2.42, "baseline": 10.59},
     Call(4, 32000): {"avx2": 3.49, "baseline": 12.62},
     Call(64, 1000): {"avx2": 4.31, "baseline": 13.94},
-    Call(2048, 10): {"avx2": 19.82, "baseline": 57.84},
+    Call(2048, 10): {"avx2": 16.65, "baseline": 45.18},
     Call(32, 10): {"avx2": 93.89, "baseline": 133.07},
     Call(2, 21, 1024): {"avx2": 13.76, "baseline": 37.45},
     Call(16, 1000, dtype="float64"): {"avx2": 12.58, "baseline": 46.02},
