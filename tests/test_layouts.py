@@ -411,10 +411,10 @@ LARGE += [(name, dtype) for name in IN_PROCESS for dtype in ("float16", "float64
 
 @pytest.mark.parametrize(("engine", "dtype"), LARGE, indirect=["engine"])
 def test_gradients_larger_than_the_caches(engine, dtype):
-    # From 10 MiB on, gradients that are not written in place bypass the caches: rows at all
-    # alignments, and the last one to the very end of its memory.
+    # From 10 MiB on gradients bypass the caches, in place from 20 MiB: rows at all alignments, and
+    # the last one to the very end of its memory.
     classes = 131_101
-    rows = 2**24 // (classes * DTYPES[dtype].itemsize) + 1
+    rows = 21 * 2**20 // (classes * DTYPES[dtype].itemsize) + 1
     rng = np.random.default_rng(0)
     few = rng.normal(size=9973).astype(DTYPES[dtype])
     logits = np.resize(few, (rows, classes))
@@ -440,7 +440,7 @@ def test_gradients_larger_than_the_caches(engine, dtype):
 def test_rows_that_share_cache_lines(isa, dtype):
     # What bypasses the caches is whole lines, of two rows where one ends and the next begins.
     classes = 1103
-    rows = 11 * 2**20 // (classes * DTYPES[dtype].itemsize)
+    rows = 21 * 2**20 // (classes * DTYPES[dtype].itemsize)
     rng = np.random.default_rng(0)
     logits = np.resize(rng.normal(size=9973).astype(DTYPES[dtype]), (rows, classes))
     logits[rng.integers(0, rows, 50), 3] = np.nan
@@ -450,14 +450,22 @@ def test_rows_that_share_cache_lines(isa, dtype):
     )
     targets[rng.integers(0, rows, 50)] = -100
     arguments = {"targets": targets, "gamma": 0.4}
-    want = logits.copy()
-    loss, _ = gce.loss_and_grad(want, **arguments, out=want)
+    loss = gce.loss(logits, **arguments)
+    want = logits.copy()  # of parts that are small enough for the caches
+    counted = np.count_nonzero(targets != -100)
+    for part in np.array_split(np.arange(rows), 3):
+        few = slice(part[0], part[-1] + 1)
+        gce.loss_and_grad(want[few], targets[few], 0.4, normalizer=counted, out=want[few])
     for first, gap, threads in ((0, 0, 1), (1, 0, 3), (7, 0, 2), (29, 0, 1), (3, 5, 2)):
         memory = np.full((rows + 1) * (classes + gap), -7, DTYPES[dtype])
         out = memory[first : first + rows * (classes + gap)].reshape(rows, -1)[:, :classes]
-        got, _ = gce.loss_and_grad(logits, **arguments, out=out, num_threads=threads)
-        assert_same_bits(got, loss)
-        assert_same_bits(out, want)
+        for in_place in (False, True):
+            if in_place:
+                out[...] = logits
+            source = out if in_place else logits
+            got, _ = gce.loss_and_grad(source, **arguments, out=out, num_threads=threads)
+            assert_same_bits(got, loss)
+            assert_same_bits(out, want)
         out[...] = -7
         assert (memory == -7).all()
 
