@@ -33,6 +33,7 @@ class Run:
     peaks: bool = False
     peers: tuple[str, ...] = tuple(PEERS)
     training_python: str | None = None
+    alone: bool = False  # gce, on one thread too, and the limit
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,10 +61,10 @@ def in_float32(data: Data, threads: int) -> Work:
 def contenders_of(run: Run, case: Case) -> list[Contender]:
     """Who works on a case in a run."""
     contenders = [gce_itself, limit]
+    if run.alone:
+        return [*contenders, Contender(ONE_THREAD, on_one_thread)]
     if case.work == BACKWARD:
         contenders.append(gce_new_gradient)
-    if run.threads > 1:
-        contenders.append(Contender(ONE_THREAD, on_one_thread))
     if case.dtype != "float32":
         contenders.append(Contender(FLOAT32, in_float32, checked=False))
     if run.allocator == TUNED:
@@ -95,7 +96,7 @@ def is_quick(case: Case) -> bool:
 
 
 def quick(cpus: int, effort: Effort) -> list[Run]:
-    """Minutes: one thread, all of them, and the allocator as it is without tuning."""
+    """Minutes: one thread, all of them, the same without peers, and the allocator untuned."""
     cases = tuple(case for case in CASES if is_quick(case))
     wide = tuple(case for case in cases if case.dtype == "float32" and case.options == PLAIN)
     once = {(512, 128256), (512, 50257), (50000, 7), (32, 10)}
@@ -103,15 +104,16 @@ def quick(cpus: int, effort: Effort) -> list[Run]:
     large = tuple(case for case in again if is_large(case) and case.work == BACKWARD)
     runs = [Run(1, TUNED, cases, effort, peaks=True)]
     if cpus > 1:
-        runs.append(Run(cpus, TUNED, again, effort))
+        runs += [Run(cpus, TUNED, again, effort), Run(cpus, TUNED, wide, effort, alone=True)]
     return [*runs, Run(1, DEFAULT, large, effort)]
 
 
 def full(cpus: int, effort: Effort) -> list[Run]:
     """Tens of minutes: every case with each number of threads and both allocators."""
     threads = sorted({1, cpus, *(2**i for i in range(1, cpus.bit_length()) if 2**i < cpus)})
-    return [
+    runs = [
         Run(n, allocator, CASES, effort, peaks=True)
         for n in threads
         for allocator in (TUNED, DEFAULT)
     ]
+    return runs + [Run(n, TUNED, CASES, effort, alone=True) for n in threads if n > 1]

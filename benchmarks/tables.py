@@ -37,8 +37,11 @@ class NothingMeasured(Exception):
 
 
 def select(results: Results, threads: int, allocator: str = TUNED) -> list[Measured]:
-    """What was measured with so many threads and this allocator."""
-    return [m for m in results if (m.threads, m.allocator) == (threads, allocator)]
+    """What was measured beside peers with so many threads and this allocator."""
+    return [
+        m for m in results
+        if (m.threads, m.allocator) == (threads, allocator) and ONE_THREAD not in m.seconds
+    ]  # fmt: skip
 
 
 def most_threads(results: Results) -> int:
@@ -119,15 +122,23 @@ def isas(facts: Facts, results: Results) -> str:
 
 
 def thread_scaling(facts: Facts, results: Results) -> str:
-    """Time on one thread over that on all, in the same run."""
-    counts = sorted({m.threads for m in results if ONE_THREAD in m.seconds})
-    by_case: dict[str, dict[int, str]] = {}
-    for count in counts:
-        for measured in select(results, count):
-            row = by_case.setdefault(measured.case.name, {})
-            row[count] = cell(measured.ratio(ONE_THREAD))
-    rows = [[name, *(row.get(n, "-") for n in counts)] for name, row in by_case.items()]
-    return markdown(["1 thread / ...", *(f"{n} threads" for n in counts)], rows) if rows else ""
+    """gce on several threads over gce on one, and over the limit, without peers in the process: the
+    threads of theirs that wait for work, which some do by spinning, take CPUs from whoever is next.
+    """
+    rows = [
+        [
+            measured.case.name,
+            str(measured.threads),
+            time_text(measured.median("gce")),
+            cell(measured.ratio(ONE_THREAD)),
+            cell(measured.ratio(LIMIT)) if LIMIT in measured.seconds else "-",
+        ]
+        for measured in results
+        if ONE_THREAD in measured.seconds
+    ]
+    return (
+        markdown(["case", "threads", "gce", "1 thread / gce", "limit / gce"], rows) if rows else ""
+    )
 
 
 def dtypes(facts: Facts, results: Results) -> str:

@@ -31,12 +31,14 @@ SMALL = Case((6, 5), BACKWARD)
 
 def test_the_quick_plan_has_something_for_every_table() -> None:
     runs = plans.quick(4, TINY)
-    assert [(run.threads, run.allocator) for run in runs] == [(1, TUNED), (4, TUNED), (1, DEFAULT)]
-    one, many, default = runs
+    assert [(run.threads, run.allocator, run.alone) for run in runs] == [
+        (1, TUNED, False), (4, TUNED, False), (4, TUNED, True), (1, DEFAULT, False),
+    ]  # fmt: skip
+    one, many, alone, default = runs
     assert {case.dtype for case in one.cases} == {"float32", "bfloat16", "float16", "float64"}
     assert {case.shape for case in one.cases} == {case.shape for case in CASES}
     assert len(one.cases) + len(many.cases) + len(default.cases) < 36  # minutes
-    assert set(default.cases) <= set(one.cases)
+    assert {*default.cases, *many.cases} <= {*alone.cases} <= {*one.cases}
     assert Case((32, 10), BACKWARD) not in many.cases
     assert [run.threads for run in plans.quick(1, TINY)] == [1, 1]
 
@@ -44,8 +46,9 @@ def test_the_quick_plan_has_something_for_every_table() -> None:
 def test_the_full_plan_is_everything() -> None:
     runs = plans.full(6, TINY)
     pairs = {(threads, allocator) for threads in (1, 2, 4, 6) for allocator in (TUNED, DEFAULT)}
-    assert {(run.threads, run.allocator) for run in runs} == pairs
-    assert len(runs) == len(pairs)
+    assert {(run.threads, run.allocator) for run in runs if not run.alone} == pairs
+    assert [run.threads for run in runs if run.alone] == [2, 4, 6]
+    assert len(runs) == len(pairs) + 3
     assert all(run.cases == CASES for run in runs)
     assert {run.threads for run in plans.full(1, TINY)} == {1}
 
@@ -61,11 +64,12 @@ def test_who_takes_part() -> None:
 
     alone = Run(1, DEFAULT, (), TINY, peers=())
     assert names(alone, Case((6, 5), FORWARD)) == {"gce", "limit"}
+    assert names(Run(2, TUNED, (), TINY, alone=True), SMALL) == {"gce", "limit", ONE_THREAD}
     assert names(alone, SMALL) == {"gce", "gce, new gradient", "limit"}
     others = {isa_name(i) for i in _native.available_isas() if i != _native.isa_name()}
     half = Case((6, 5), FORWARD, "float16")
     assert names(Run(2, TUNED, (), TINY, peers=("numpy",)), half) == {
-        "gce", "limit", ONE_THREAD, FLOAT32, "numpy", *others,
+        "gce", "limit", FLOAT32, "numpy", *others,
     }  # fmt: skip
     assert "onnxruntime training" in names(Run(1, DEFAULT, (), TINY, (), (), "python"), SMALL)
 
@@ -80,6 +84,7 @@ def measured() -> tuple[dict[str, Any], list[Measured]]:
     return suite.measure([
         Run(1, TUNED, cases, TINY, peaks=True, peers=("numpy",)),
         Run(2, TUNED, cases[:2], TINY, peers=()),
+        Run(2, TUNED, cases[:1], TINY, alone=True),
         Run(1, DEFAULT, cases[:2], TINY, peers=("numpy",)),
     ])  # fmt: skip
 
@@ -89,13 +94,13 @@ def test_each_run_has_its_threads_and_allocator(
 ) -> None:
     facts, results = measured
     assert [(run["allocator"], run["threads"][0]) for run in facts["runs"]] == [
-        (TUNED, "1"), (TUNED, "2"), (DEFAULT, "1"),
+        (TUNED, "1"), (TUNED, "2"), (TUNED, "2"), (DEFAULT, "1"),
     ]  # fmt: skip
     assert [(m.threads, m.allocator) for m in results] == (
-        [(1, TUNED)] * 4 + [(2, TUNED)] * 2 + [(1, DEFAULT)] * 2
+        [(1, TUNED)] * 4 + [(2, TUNED)] * 3 + [(1, DEFAULT)] * 2
     )
     assert all(set(m.seconds) >= {"gce", "limit"} for m in results)
-    assert all(ONE_THREAD in m.seconds for m in results if m.threads == 2)
+    assert [ONE_THREAD in m.seconds for m in results if m.threads == 2] == [False, False, True]
 
 
 def test_a_process_has_the_allocator_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +160,11 @@ RESULTS = [
         Case((3000, 1000), BACKWARD, "float16"), 1, {"gce": [1.0], "torch": [8.0]},
         allocator=DEFAULT,
     ),
-    Measured(Case((6, 5), FORWARD), 2, {"gce": [1e-3], ONE_THREAD: [2e-3]}, allocator=TUNED),
-    Measured(Case((6, 5), FORWARD), 4, {"gce": [1e-3], ONE_THREAD: [3e-3]}, allocator=TUNED),
+    Measured(Case((6, 5), FORWARD), 4, {"gce": [1e-3]}, allocator=TUNED),
+    Measured(
+        Case((6, 5), FORWARD), 4, {"gce": [1e-3], ONE_THREAD: [3e-3], "limit": [5e-4]},
+        allocator=TUNED,
+    ),
 ]  # fmt: skip
 LAST_ROWS = {
     "where": "C, best, gcc, P, numpy 2, torch 3; commit abc.",
@@ -166,7 +174,7 @@ LAST_ROWS = {
     "operator": "| 1500.00 ms | 1.50 (1.50-1.50) | 4.00 (4.00-4.00) |",
     "allocators": "| 1000.00 ms, 1000.00 ms | - | 8000.00 ms, 4000.00 ms |",
     "isas": "| 3000x1000 f16 fwd+bwd | 3.00 (3.00-3.00) |",
-    "threads": "| 6x5 fwd | 2.00 (2.00-2.00) | 3.00 (3.00-3.00) |",
+    "threads": "| 6x5 fwd | 4 | 1.00 ms | 3.00 (3.00-3.00) | 0.50 (0.50-0.50) |",
     "dtypes": "| 3000x1000 f16 fwd+bwd | 1000.00 ms | 0.50 (0.50-0.50) |",
     "memory": "| 3000x1000 f16 fwd+bwd | 0.00 | 2.00 |",
 }
