@@ -19,6 +19,7 @@ ALLOCATORS = {
     TUNED: "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296",
 }
 ONE_THREAD, FLOAT32 = "gce [1 thread]", "gce [float32]"
+LIMIT_ON_ONE_THREAD = "limit [1 thread]"
 TRAINING = "onnxruntime training"
 
 
@@ -33,7 +34,7 @@ class Run:
     peaks: bool = False
     peers: tuple[str, ...] = tuple(PEERS)
     training_python: str | None = None
-    alone: bool = False  # gce, on one thread too, and the limit
+    alone: bool = False  # gce and the limit, both on one thread too
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,8 +51,8 @@ def isa_name(isa: str) -> str:
     return f"gce [{isa}]"
 
 
-def on_one_thread(data: Data, threads: int) -> Work:
-    return gce_itself.make(data, 1)
+def on_one_thread(contender: Contender, name: str) -> Contender:
+    return replace(contender, name=name, make=lambda data, threads: contender.make(data, 1))
 
 
 def in_float32(data: Data, threads: int) -> Work:
@@ -62,7 +63,11 @@ def contenders_of(run: Run, case: Case) -> list[Contender]:
     """Who works on a case in a run."""
     contenders = [gce_itself, limit]
     if run.alone:
-        return [*contenders, Contender(ONE_THREAD, on_one_thread)]
+        return [
+            *contenders,
+            on_one_thread(gce_itself, ONE_THREAD),
+            on_one_thread(limit, LIMIT_ON_ONE_THREAD),
+        ]
     if case.work == BACKWARD:
         contenders.append(gce_new_gradient)
     if case.dtype != "float32":

@@ -321,8 +321,8 @@ class Worker {
   char* scratch_;
   const EpilogueNeeds needs_;
   Tile<Storage> tile_;
-  bool one_run_ = false;  // the tile's rows lie along the last axis
-  bool dense_ = false;    // the tile's first pass was dense_rows.inc.h's
+  bool one_run_ = false;           // the tile's rows lie along the last axis
+  bool dense_ = false;             // the tile's first pass was dense_rows.inc.h's
   bool may_be_subnormal_ = false;  // its gradients
   // Of rows that lack their second pass; out is null where there is none.
   RowGrad<Storage>* const ring_;

@@ -182,8 +182,7 @@ struct RowOfScalar {
 // The gradient of L rows, of which n exist; floor: those of the rows, or null.
 template <bool kFloored, int V, class Storage>
 [[gnu::always_inline]] inline void dense_grad_of_rows(const float* e, const float* factor,
-                                                      const float* floor, int64_t n,
-                                                      Storage* out) {
+                                                      const float* floor, int64_t n, Storage* out) {
   constexpr int L = F32::kLanes;
   static constexpr RowOfScalar<V> kRow;
   const auto grad = [&](int64_t i) __attribute__((always_inline)) {
@@ -241,9 +240,8 @@ bool dense_grad(int64_t classes, const float* kept, bool may_be_subnormal, Tile<
   if (least < kLeastFactor) return false;
   const bool floored = may_be_subnormal || least < kLeastPlainFactor;
   if (floored) fill_grad_floors(tile);
-  with_few_classes<kMostDenseClasses>(classes, [&](auto count) {
-    dense_grad_of<count.kValue>(kept, floored, *tile, out);
-  });
+  with_few_classes<kMostDenseClasses>(
+      classes, [&](auto count) { dense_grad_of<count.kValue>(kept, floored, *tile, out); });
   return true;
 }
 

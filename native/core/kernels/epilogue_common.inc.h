@@ -34,7 +34,9 @@ template <class Of>
   return {{of(0), of(1), of(2), of(3)}};
 }
 #define GCE_EACH [[gnu::always_inline]] inline
-GCE_EACH Numbers every(double x) { return each([=](int) { return broadcast(x); }); }
+GCE_EACH Numbers every(double x) {
+  return each([=](int) { return broadcast(x); });
+}
 GCE_EACH Numbers operator+(const Numbers& a, const Numbers& b) {
   return each([&](int u) { return a.of[u] + b.of[u]; });
 }
@@ -71,9 +73,7 @@ GCE_EACH Marks operator|(const Marks& a, const Marks& b) {
 GCE_EACH Numbers select(const Marks& m, const Numbers& yes, const Numbers& no) {
   return each([&](int u) { return select(m.of[u], yes.of[u], no.of[u]); });
 }
-GCE_EACH bool all(const Marks& m) {
-  return all((m.of[0] & m.of[1]) & (m.of[2] & m.of[3]));
-}
+GCE_EACH bool all(const Marks& m) { return all((m.of[0] & m.of[1]) & (m.of[2] & m.of[3])); }
 GCE_EACH Numbers one_nan(const Numbers& x) {
   return each([&](int u) { return one_nan(x.of[u]); });
 }
@@ -176,8 +176,8 @@ class CommonEpilogue {
     const Numbers row_weight = load_numbers(t_.row_weight + r);
     if (needs_.grad) {
       const Numbers weight = e * (sum * inverse);
-      const Numbers slope = weight * ((row_weight * every(needs_.inverse_divisor)) *
-                                      load_numbers(t_.upstream + r));
+      const Numbers slope =
+          weight * ((row_weight * every(needs_.inverse_divisor)) * load_numbers(t_.upstream + r));
       put(t_.grad_factor + r, select(ignored, zero, one_nan(slope * inverse_sum)));
       put(t_.grad_scale + r, one);
       put(t_.target_grad_wide + r, one_nan(zero - slope * one_minus_p));
