@@ -249,6 +249,46 @@ def test_set_num_threads():
         gce.set_num_threads(before)
 
 
+# --- CPUs -----------------------------------------------------------------------------------------
+
+
+@needs_proc
+def test_threads_of_the_pool_keep_their_cpus():
+    # A caller keeps threads that sleep off its own CPU: only until they wake.
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system does not tell a thread's CPUs")
+    output = run_script(
+        """
+        import os, threading, time
+        import numpy as np
+        import gce
+
+        allowed = os.sched_getaffinity(0)
+        logits = np.random.default_rng(0).standard_normal((2000, 300), np.float32)
+        targets = np.arange(2000) % 300
+        want = gce.loss(logits, targets, 0.3, num_threads=1)
+        for rest in [0.0, 0.001, 0.02] * 5:  # the pool's threads spin, fall asleep, are asleep
+            assert gce.loss(logits, targets, 0.3, num_threads=2) == want
+            assert gce.loss(logits, targets, 0.3, num_threads=5) == want
+            time.sleep(rest)
+        time.sleep(0.05)
+        threads = [int(name) for name in os.listdir("/proc/self/task")]
+        assert len(threads) >= 5, threads
+        for thread in threads:
+            assert os.sched_getaffinity(thread) == allowed, thread
+        one = {min(allowed)}
+        for thread in threads:
+            os.sched_setaffinity(thread, one)
+        assert gce.loss(logits, targets, 0.3, num_threads=5) == want
+        time.sleep(0.05)
+        assert all(os.sched_getaffinity(thread) == one for thread in threads)
+        print("as they were")
+        """,
+        OPENBLAS_NUM_THREADS="1",
+    )
+    assert output == "as they were\n"
+
+
 # --- forks ----------------------------------------------------------------------------------------
 
 FORK = """

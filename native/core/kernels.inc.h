@@ -8,9 +8,10 @@
 //   tile_epilogue   loss, gradient weight, statistics: vectorised over the R rows   (epilogue*)
 //   second pass     the gradient, from what was kept                                (rows, columns)
 //
-// There are two pairs of passes. In `rows` the lanes run along the classes of one row, and the second pass over
+// There are three pairs of passes. In `rows` the lanes run along the classes of one row, and the second pass over
 // a tile runs in the loops of the first pass over the next. In `columns` the lanes run along neighbouring rows, for
-// the class axis in the middle and for few classes, which are transposed into scratch (staging). A few long rows are
+// the class axis in the middle and for few classes, which are transposed into scratch (staging). In `dense_rows`, for rows of
+// few classes one after another, they run along the scalars of a tile. A few long rows are
 // shared by the workers, in segments (long_rows). All add the exponentials
 // of a row in one and the same order (accumulator.inc.h), so that a row's bits depend neither on the layout nor on
 // the split of the batch.

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <deque>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -15,6 +17,69 @@
 
 namespace gce_python {
 namespace {
+
+// Waiting for what comes soon if at all: to sleep and be woken takes 25 microseconds and more.
+constexpr std::chrono::microseconds kSpin(100);
+
+int cpus_of_process();
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Whether done() came true before the time was over.
+template <class Done>
+bool spin_until(const Done& done) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+// A thread of the pool that may be asleep. The system may wake it on the CPU that the caller is busy on, though another is
+// idle; on a virtual machine it did so for whole series of calls, and the thread came too late for each.
+class Sleeper {
+ public:
+#ifdef __linux__
+  void before_sleep() {
+    thread_ = pthread_self();
+    is_asleep_ = true;
+  }
+  // It shall wake on another CPU than the caller's.
+  void keep_off_this_cpu() {
+    if (!is_asleep_) return;
+    if (!is_kept_off_ && pthread_getaffinity_np(thread_, sizeof(allowed_), &allowed_) != 0) return;
+    const int here = sched_getcpu();
+    cpu_set_t others = allowed_;
+    if (here >= 0 && here < CPU_SETSIZE) CPU_CLR(here, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    if (pthread_setaffinity_np(thread_, sizeof(others), &others) == 0) is_kept_off_ = true;
+  }
+  void after_sleep() {
+    is_asleep_ = false;
+    if (is_kept_off_) pthread_setaffinity_np(thread_, sizeof(allowed_), &allowed_);
+    is_kept_off_ = false;
+  }
+
+ private:
+  pthread_t thread_ = {};
+  bool is_asleep_ = false;
+  bool is_kept_off_ = false;
+  cpu_set_t allowed_ = {};  // its own, if it is kept off
+#else
+  void before_sleep() {}
+  void keep_off_this_cpu() {}
+  void after_sleep() {}
+#endif
+};
 
 // Threads that wait for a task. They are never joined: the pool lives as long as the process.
 class Pool {
@@ -28,12 +93,19 @@ class Pool {
       const std::lock_guard<std::mutex> lock(mutex_);
       task_ = &task;
       next_ = 1;
+      spins_ = n <= cpus_;  // else it would keep a CPU from who has work
       open_ = n - 1;
+      for (Sleeper& sleeper : sleepers_) sleeper.keep_off_this_cpu();
     }
     work_is_here_.notify_all();
     task(0);
     std::unique_lock<std::mutex> lock(mutex_);
     open_ = 0;  // whoever has not begun need not
+    if (spins_ && active_ > 0) {
+      lock.unlock();
+      spin_until([this] { return active_ == 0; });
+      lock.lock();
+    }
     all_ended_.wait(lock, [this] { return active_ == 0; });
     return true;
   }
@@ -42,7 +114,9 @@ class Pool {
   void grow_to(int n) {
     while (threads_ < n) {
       try {
-        std::thread([this] { serve(); }).detach();
+        const std::lock_guard<std::mutex> lock(mutex_);
+        Sleeper& sleeper = sleepers_.emplace_back();
+        std::thread([this, &sleeper] { serve(sleeper); }).detach();
       } catch (const std::system_error&) {
         return;  // no more threads to be had: the caller's own does the work
       }
@@ -50,10 +124,19 @@ class Pool {
     }
   }
 
-  void serve() {
+  void serve(Sleeper& sleeper) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      work_is_here_.wait(lock, [this] { return open_ > 0; });
+      if (spins_ && open_ == 0) {
+        lock.unlock();
+        spin_until([this] { return open_ > 0; });
+        lock.lock();
+      }
+      while (open_ == 0) {
+        sleeper.before_sleep();
+        work_is_here_.wait(lock);
+        sleeper.after_sleep();
+      }
       const int index = next_++;
       --open_;
       ++active_;
@@ -70,10 +153,13 @@ class Pool {
   std::condition_variable work_is_here_;
   std::condition_variable all_ended_;
   const std::function<void(int)>* task_ = nullptr;
+  const int cpus_ = cpus_of_process();
   int next_ = 0;
-  int open_ = 0;
-  int active_ = 0;
+  std::atomic<bool> spins_{false};
+  std::atomic<int> open_{0};  // these are changed under the lock, and read without by who spins
+  std::atomic<int> active_{0};
   int threads_ = 0;
+  std::deque<Sleeper> sleepers_;  // under the lock
 };
 
 std::atomic<Pool*> current_pool{nullptr};
