@@ -344,6 +344,8 @@ def test_any_split_of_the_batch(engine, dtype, classes, layout):
 UNLIKE = {
     "alike": lambda rng, z: z,
     "large": lambda rng, z: z + np.float32(300),
+    "around the least usual maximum": lambda rng, z: z - 32772 + rng.normal(0, 4, (len(z), 1)),
+    "around the largest": lambda rng, z: z + 32764 + rng.normal(0, 4, (len(z), 1)),
     "offsets of their own": lambda rng, z: z + rng.normal(0, 12, (len(z), 1)),
     "offsets far apart": lambda rng, z: z + rng.normal(0, 200, (len(z), 1)),
     "spread over all exponents": lambda rng, z: z * 25,
@@ -371,7 +373,7 @@ def test_rows_unlike_their_neighbours(engine, dtype, kind):
             "targets": rng.integers(0, classes, rows),
             "gamma": rng.choice([0.0, 0.2, 0.7, 1.0, 1e-7], rows),
             "threshold": rng.choice([0.0, 0.0, 0.3], rows),
-            "sample_weight": 2.0 ** rng.choice([0, -40, -100, -120], rows),
+            "sample_weight": 2.0 ** rng.choice([0, -40, -100, -120, 80, 115], rows),
             "ignore_index": 1,
             "reduction": "none",
         }

@@ -16,11 +16,14 @@ constexpr int kMostDenseClasses = 16;
 constexpr float kLeastExact = -90.0f;
 constexpr float kMostMasked = -164.0f;
 constexpr double kLeastSum = 0x1p-35;
+// So no row's maximum is further than this below the tile's: if it is usual there, it is in all rows.
+constexpr float kMostBelow = 64.0f;
 // With exponentials and factors from here on no gradient is a subnormal number.
 constexpr float kLeastUnfloored = -70.0f;
 constexpr float kLeastPlainFactor = 0x1p-50f;
-// A factor from here on is no subnormal number with any reference.
+// A factor between these is neither a subnormal number nor infinite with any reference.
 constexpr float kLeastFactor = 0x1p-80f;
+constexpr float kMostFactor = 0x1p80f;
 
 // All scalars, as whole vectors: of(i, n) for n = L scalars from i on, at the end for fewer.
 template <class Of>
@@ -61,7 +64,7 @@ class DenseTile {
       lowest[0] = min(lowest[0], lowest[u]);
     }
     const float top = max_of_lanes(highest[0]);
-    if (!is_usual_maximum<F32>(top)) return false;
+    if (!is_usual_maximum<F32>(top) || !is_usual_maximum<F32>(top - kMostBelow)) return false;
     reference_ = reference_exponent(broadcast(top));
     const float bottom = -max_of_lanes(broadcast(0.0f) - lowest[0]);
     least_ = bottom * Log2E<F32>::kValue - first_lane(reference_);
@@ -200,17 +203,23 @@ template <bool kFloored, int V, class Storage>
   }
 }
 
-// The least size of a factor that is not 0.
-inline float least_factor(const float* factors, int64_t rows) {
+// The sizes of factors that are neither 0 nor NaN.
+struct FactorRange {
+  float least;
+  float most;
+};
+inline FactorRange range_of_factors(const float* factors, int64_t rows) {
   const F32 zero = broadcast(0.0f);
   const F32 one = broadcast(1.0f);
   F32 least = one;
+  F32 most = one;
   for (int64_t r = 0; r < rows; r += F32::kLanes) {
     const F32 factor = load(factors + r);
     const F32 size = max(factor, zero - factor);
     least = min(select(size == zero, one, size), least);
+    most = max(size, most);
   }
-  return -max_of_lanes(zero - least);
+  return {-max_of_lanes(zero - least), max_of_lanes(most)};
 }
 
 template <int V, class Storage>
@@ -236,9 +245,9 @@ void dense_grad_of(const float* kept, bool floored, const Tile<Storage>& tile, S
 template <class Storage>
 bool dense_grad(int64_t classes, const float* kept, bool may_be_subnormal, Tile<Storage>* tile,
                 Storage* out) {
-  const float least = least_factor(tile->grad_factor, tile->rows);
-  if (least < kLeastFactor) return false;
-  const bool floored = may_be_subnormal || least < kLeastPlainFactor;
+  const FactorRange sizes = range_of_factors(tile->grad_factor, tile->rows);
+  if (sizes.least < kLeastFactor || sizes.most > kMostFactor) return false;
+  const bool floored = may_be_subnormal || sizes.least < kLeastPlainFactor;
   if (floored) fill_grad_floors(tile);
   with_few_classes<kMostDenseClasses>(
       classes, [&](auto count) { dense_grad_of<count.kValue>(kept, floored, *tile, out); });
