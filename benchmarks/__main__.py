@@ -60,7 +60,7 @@ def runs_of(options: argparse.Namespace) -> list[Run]:
     wanted = []
     for run in (plans.full if options.full else plans.quick)(count_of_cpus(), effort):
         cases = tuple(case for case in run.cases if options.case in case.name)
-        peers = () if run.alone else tuple(options.peer or run.peers)
+        peers = tuple(options.peer or run.peers)
         if cases:
             python = options.training_python
             wanted.append(replace(run, cases=cases, peers=peers, training_python=python))

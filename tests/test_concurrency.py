@@ -259,7 +259,7 @@ def test_threads_of_the_pool_keep_their_cpus():
         pytest.skip("this system does not tell a thread's CPUs")
     output = run_script(
         """
-        import os, threading, time
+        import os, time
         import numpy as np
         import gce
 

@@ -31,17 +31,16 @@ inline void pause() {
 #endif
 }
 
-// Whether done() came true before the time was over.
+// Until done() is true, or the time is over.
 template <class Done>
-bool spin_until(const Done& done) {
+void spin_until(const Done& done) {
   const auto end = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < 32; ++i) {
-      if (done()) return true;
+      if (done()) return;
       pause();
     }
   } while (std::chrono::steady_clock::now() < end);
-  return false;
 }
 
 // A thread of the pool that may be asleep. The system may wake it on the CPU that the caller is busy on, though another is
@@ -112,15 +111,15 @@ class Pool {
 
  private:
   void grow_to(int n) {
-    while (threads_ < n) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (static_cast<int>(sleepers_.size()) < n) {
+      Sleeper& sleeper = sleepers_.emplace_back();
       try {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        Sleeper& sleeper = sleepers_.emplace_back();
         std::thread([this, &sleeper] { serve(sleeper); }).detach();
       } catch (const std::system_error&) {
+        sleepers_.pop_back();
         return;  // no more threads to be had: the caller's own does the work
       }
-      ++threads_;
     }
   }
 
@@ -158,8 +157,7 @@ class Pool {
   std::atomic<bool> spins_{false};
   std::atomic<int> open_{0};  // these are changed under the lock, and read without by who spins
   std::atomic<int> active_{0};
-  int threads_ = 0;
-  std::deque<Sleeper> sleepers_;  // under the lock
+  std::deque<Sleeper> sleepers_;  // one for each thread; under the lock
 };
 
 std::atomic<Pool*> current_pool{nullptr};

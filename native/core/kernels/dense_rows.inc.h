@@ -34,6 +34,8 @@ template <class Of>
   if (i < scalars) of(i, scalars - i);
 }
 
+inline float min_of_lanes(F32 x) { return -max_of_lanes(broadcast(0.0f) - x); }
+
 template <class Storage>
 class DenseTile {
  public:
@@ -66,8 +68,7 @@ class DenseTile {
     const float top = max_of_lanes(highest[0]);
     if (!is_usual_maximum<F32>(top) || !is_usual_maximum<F32>(top - kMostBelow)) return false;
     reference_ = reference_exponent(broadcast(top));
-    const float bottom = -max_of_lanes(broadcast(0.0f) - lowest[0]);
-    least_ = bottom * Log2E<F32>::kValue - first_lane(reference_);
+    least_ = min_of_lanes(lowest[0]) * Log2E<F32>::kValue - first_lane(reference_);
     return least_ >= kLeastExact || !has_inexact();
   }
 
@@ -163,12 +164,12 @@ bool dense_stats(const Storage* logits, int64_t classes, float* kept, Tile<Stora
     store(tile->reference + r, dense.reference());
     store(tile->shift + r, broadcast(0.0f));
   }
+  // What read_target_logit does, without a pointer for each row: 4 % of 50000x7 on AVX2.
   for (int64_t r = 0; r < tile->rows; ++r) {
     const int64_t target = tile->ignored(r) ? 0 : tile->target[r];
     const Storage* logit = logits + r * classes + target;
     tile->target_logit[r] = to_scalar(read<Storage>(reinterpret_cast<const char*>(logit)));
   }
-  for (int64_t r = tile->rows; r < padded; ++r) tile->target_logit[r] = 0;
   *may_have_subnormal_gradients = dense.may_have_subnormal_gradients();
   return true;
 }
@@ -219,7 +220,7 @@ inline FactorRange range_of_factors(const float* factors, int64_t rows) {
     least = min(select(size == zero, one, size), least);
     most = max(size, most);
   }
-  return {-max_of_lanes(zero - least), max_of_lanes(most)};
+  return {min_of_lanes(least), max_of_lanes(most)};
 }
 
 template <int V, class Storage>

@@ -12,7 +12,6 @@
 namespace gce {
 namespace {
 
-constexpr int kEpilogueVectors = 2;  // of float, each two of double
 constexpr int kEpilogueRows = kEpilogueVectors * F32::kLanes;
 static_assert(kMaxTileRows % kEpilogueRows == 0, "the last rows of a tile");
 

@@ -3,7 +3,9 @@
 namespace gce {
 namespace {
 
-constexpr int64_t kMaxTileRows = 64;  // a multiple of every kLanes: the epilogue has no tail
+constexpr int64_t kMaxTileRows =
+    64;  // a multiple of what the epilogue takes at once: it has no tail
+constexpr int kEpilogueVectors = 2;  // which is this many
 
 template <class Storage>
 struct Tile {
@@ -285,7 +287,7 @@ void load_tile(const RowProblem& problem, RowCursor* cursor, Tile<Storage>* tile
     cursor->advance(n);
     at += n;
   }
-  for (int64_t r = tile->rows; r % (2 * Tile<Storage>::Vector::kLanes) != 0; ++r) {
+  for (int64_t r = tile->rows; r % (kEpilogueVectors * Tile<Storage>::Vector::kLanes) != 0; ++r) {
     tile->target[r] = -1;
   }
   if (problem.arrays[kGamma].varies || problem.arrays[kThreshold].varies) {
