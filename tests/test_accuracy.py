@@ -287,6 +287,22 @@ def test_small_gradients_of_rows_with_large_exponentials(isa, excess):
     np.testing.assert_allclose(grad, wanted, rtol=4e-6, atol=2.0**-119)
 
 
+@pytest.mark.parametrize("sample_weight", [1.0, 1e-28, 1e-36])
+@pytest.mark.parametrize("target", [-60.0, 5.0])
+def test_tiny_factors_of_rows_with_large_exponentials(isa, target, sample_weight):
+    # As above, and what the exponentials are multiplied by would be a subnormal number.
+    logits = np.zeros((3, 100), np.float32)
+    logits[:, 70] = 20.0
+    logits[:, 3] = target
+    arguments = {"gamma": 1.0, "sample_weight": np.full(3, sample_weight), "reduction": "sum"}
+    targets = np.array([3, 3, 3])
+    _, grad = gce.loss_and_grad(logits, targets, **arguments)
+    _, wanted = reference.loss_and_grad(logits.astype(np.float64), targets, **arguments)
+    # Half of the least subnormal number; and those below 2^-32 of the largest may be 0.
+    least = np.finfo(np.float32).smallest_subnormal
+    np.testing.assert_allclose(grad, wanted, rtol=4e-6, atol=abs(wanted).max() * 2.0**-31 + least)
+
+
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 

@@ -340,14 +340,21 @@ def test_any_split_of_the_batch(engine, dtype, classes, layout):
         assert_same_bits(grad, placed.rearranged(problem.grad)[whole])
 
 
+# Logits whose product with log2(e), rounded, is half way between two integers.
+NEIGHBOURS = np.arange(30000, 30020, 2.0**-9, np.float32)
+HALVES = NEIGHBOURS[NEIGHBOURS * np.float32(np.log2(np.e)) % 1 == 0.5]
+
+
 # How the rows of one tile may differ, where rows of few classes lie one after another.
 UNLIKE = {
     "alike": lambda rng, z: z,
     "large": lambda rng, z: z + np.float32(300),
     "around the least usual maximum": lambda rng, z: z - 32772 + rng.normal(0, 4, (len(z), 1)),
     "around the largest": lambda rng, z: z + 32764 + rng.normal(0, 4, (len(z), 1)),
+    "half way between powers of two": lambda rng, z: rng.choice(HALVES, z.shape),
     "offsets of their own": lambda rng, z: z + rng.normal(0, 12, (len(z), 1)),
     "offsets far apart": lambda rng, z: z + rng.normal(0, 200, (len(z), 1)),
+    "spread": lambda rng, z: z * 5,
     "spread over all exponents": lambda rng, z: z * 25,
     "small exponentials": lambda rng, z: (
         z - rng.uniform(50, 130, z.shape) * (rng.random(z.shape) < 0.05)
@@ -361,33 +368,62 @@ UNLIKE = {
 }
 
 
+# Factors of all sizes, with signs and NaN; and none that is of an unusual size.
+FACTORS = {
+    "any": lambda rng, rows: {
+        "sample_weight": 2.0 ** rng.choice([0, -40, -100, -120, 80, 115], rows),
+        "grad_output": rng.choice([1.0, -1.0, np.nan], rows, p=[0.5, 0.495, 0.005]),
+    },
+    "usual": lambda rng, rows: {
+        "sample_weight": rng.choice([0.0, 1.0], rows),
+        "grad_output": rng.choice([-1.0, 2.0], rows),
+    },
+}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factors", FACTORS)
 @pytest.mark.parametrize("kind", UNLIKE)
-def test_rows_unlike_their_neighbours(engine, dtype, kind):
+def test_rows_unlike_their_neighbours(engine, dtype, kind, factors):
     rng = np.random.default_rng(7)
     for classes in (2, 7, 10, 16) if engine.name in EMULATED else range(2, 20):
-        rows = 70  # a tile and a part
+        rows = 70 if engine.name in EMULATED else 390  # tiles and a part of one
         normal = 2 * rng.standard_normal((rows, classes), np.float32)
         logits = np.ascontiguousarray(UNLIKE[kind](rng, normal)).astype(DTYPES[dtype])
-        options = {
+        per_row = {
             "targets": rng.integers(0, classes, rows),
             "gamma": rng.choice([0.0, 0.2, 0.7, 1.0, 1e-7], rows),
             "threshold": rng.choice([0.0, 0.0, 0.3], rows),
-            "sample_weight": 2.0 ** rng.choice([0, -40, -100, -120, 80, 115], rows),
-            "ignore_index": 1,
-            "reduction": "none",
+            **FACTORS[factors](rng, rows),
         }
+        options = {"ignore_index": 1, "reduction": "none"}
         columns = np.ascontiguousarray(logits.T)  # in lanes of their own
-        loss, grad = engine.loss_and_grad(columns, **options, axis=0)
-        found = engine.loss_and_grad(logits, **options)
+        loss, grad = engine.loss_and_grad(columns, **per_row, **options, axis=0)
+        found = engine.loss_and_grad(logits, **per_row, **options)
         assert_same_bits(found[0], loss)
         assert_same_bits(found[1], grad.T)
         for row in (0, 21, rows - 1):
-            per_row = ("targets", "gamma", "threshold", "sample_weight")
-            alone = {**options, **{name: options[name][row : row + 1] for name in per_row}}
-            found = engine.loss_and_grad(logits[row : row + 1], **alone)
+            alone = {name: of_rows[row : row + 1] for name, of_rows in per_row.items()}
+            found = engine.loss_and_grad(logits[row : row + 1], **alone, **options)
             assert_same_bits(found[0], loss[row : row + 1])
             assert_same_bits(found[1], grad.T[row : row + 1])
+
+
+@pytest.mark.parametrize("classes", [4, 10])
+def test_masked_classes_beside_small_ones(engine, classes):
+    # In a tile with larger logits: what a masked class adds to such a sum, though nothing to any
+    # digit of it, must not decide how it is rounded.
+    rng = np.random.default_rng(1)
+    rows = 640 if engine.name in EMULATED else 25_600
+    logits = np.full((rows, classes), -np.inf, np.float32)
+    logits[:, 0] = rng.uniform(-24.2, -24.1, rows)
+    logits[:, 1] = rng.uniform(-51.6, -49.6, rows)
+    logits[::64] = rng.normal(size=(rows // 64, classes))
+    options = {"targets": np.zeros(rows, np.int64), "gamma": 0.3, "reduction": "none"}
+    columns = engine.loss_and_grad(np.ascontiguousarray(logits.T), **options, axis=0)
+    found = engine.loss_and_grad(logits, **options)
+    assert_same_bits(found[0], columns[0])
+    assert_same_bits(found[1], columns[1].T)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "class axis in the middle", "Fortran order"])

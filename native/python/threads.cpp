@@ -43,41 +43,56 @@ void spin_until(const Done& done) {
   } while (std::chrono::steady_clock::now() < end);
 }
 
-// A thread of the pool that may be asleep. The system may wake it on the CPU that the caller is busy on, though another is
+// A thread of the pool, for its sleep. The system may wake it on the CPU that the caller is busy on, though another is
 // idle; on a virtual machine it did so for whole series of calls, and the thread came too late for each.
 class Sleeper {
  public:
+  void sleep(std::unique_lock<std::mutex>* lock) {
 #ifdef __linux__
-  void before_sleep() {
     thread_ = pthread_self();
+#endif
     is_asleep_ = true;
+    bell_.wait(*lock, [this] { return !is_asleep_; });
+    return_to_all_cpus();
   }
-  // It shall wake on another CPU than the caller's.
-  void keep_off_this_cpu() {
-    if (!is_asleep_) return;
-    if (!is_kept_off_ && pthread_getaffinity_np(thread_, sizeof(allowed_), &allowed_) != 0) return;
-    const int here = sched_getcpu();
-    cpu_set_t others = allowed_;
-    if (here >= 0 && here < CPU_SETSIZE) CPU_CLR(here, &others);
-    if (CPU_COUNT(&others) == 0) return;
-    if (pthread_setaffinity_np(thread_, sizeof(others), &others) == 0) is_kept_off_ = true;
-  }
-  void after_sleep() {
+  bool is_asleep() const { return is_asleep_; }
+  // On another CPU than the caller's.
+  void wake() {
+    keep_off_this_cpu();
     is_asleep_ = false;
-    if (is_kept_off_) pthread_setaffinity_np(thread_, sizeof(allowed_), &allowed_);
-    is_kept_off_ = false;
+    bell_.notify_one();
   }
 
  private:
+#ifdef __linux__
+  void keep_off_this_cpu() {
+    if (pthread_getaffinity_np(thread_, sizeof(allowed_), &allowed_) != 0) return;
+    const int here = sched_getcpu();
+    others_ = allowed_;
+    if (here >= 0 && here < CPU_SETSIZE) CPU_CLR(here, &others_);
+    if (CPU_COUNT(&others_) == 0) return;
+    is_kept_off_ = pthread_setaffinity_np(thread_, sizeof(others_), &others_) == 0;
+  }
+  // Unless someone else has given it CPUs meanwhile.
+  void return_to_all_cpus() {
+    cpu_set_t now;
+    if (is_kept_off_ && pthread_getaffinity_np(thread_, sizeof(now), &now) == 0 &&
+        CPU_EQUAL(&now, &others_)) {
+      pthread_setaffinity_np(thread_, sizeof(allowed_), &allowed_);
+    }
+    is_kept_off_ = false;
+  }
+
   pthread_t thread_ = {};
-  bool is_asleep_ = false;
   bool is_kept_off_ = false;
   cpu_set_t allowed_ = {};  // its own, if it is kept off
+  cpu_set_t others_ = {};   // those it is kept to
 #else
-  void before_sleep() {}
   void keep_off_this_cpu() {}
-  void after_sleep() {}
+  void return_to_all_cpus() {}
 #endif
+  bool is_asleep_ = false;
+  std::condition_variable bell_;
 };
 
 // Threads that wait for a task. They are never joined: the pool lives as long as the process.
@@ -94,9 +109,8 @@ class Pool {
       next_ = 1;
       spins_ = n <= cpus_;  // else it would keep a CPU from who has work
       open_ = n - 1;
-      for (Sleeper& sleeper : sleepers_) sleeper.keep_off_this_cpu();
+      wake_enough(n - 1);
     }
-    work_is_here_.notify_all();
     task(0);
     std::unique_lock<std::mutex> lock(mutex_);
     open_ = 0;  // whoever has not begun need not
@@ -123,6 +137,17 @@ class Pool {
     }
   }
 
+  // So that n threads of the pool are awake, if there are as many.
+  void wake_enough(int n) {
+    for (const Sleeper& sleeper : sleepers_) n -= sleeper.is_asleep() ? 0 : 1;
+    for (Sleeper& sleeper : sleepers_) {
+      if (n <= 0) return;
+      if (!sleeper.is_asleep()) continue;
+      sleeper.wake();
+      --n;
+    }
+  }
+
   void serve(Sleeper& sleeper) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -131,11 +156,7 @@ class Pool {
         spin_until([this] { return open_ > 0; });
         lock.lock();
       }
-      while (open_ == 0) {
-        sleeper.before_sleep();
-        work_is_here_.wait(lock);
-        sleeper.after_sleep();
-      }
+      while (open_ == 0) sleeper.sleep(&lock);
       const int index = next_++;
       --open_;
       ++active_;
@@ -149,7 +170,6 @@ class Pool {
 
   std::mutex one_at_a_time_;
   std::mutex mutex_;
-  std::condition_variable work_is_here_;
   std::condition_variable all_ended_;
   const std::function<void(int)>* task_ = nullptr;
   const int cpus_ = cpus_of_process();

@@ -93,9 +93,12 @@ inline bool is_usual_maximum(typename Vector::Scalar maximum) {
          maximum <= ExponentRange<Vector>::kLargestLogit;
 }
 
+// Even: where an ISA rounds products, x may be half way between two integers, and which is nearest then depends on
+// whether K is odd.
 template <class Vector>
 inline Vector reference_exponent(Vector maximum) {
-  return ceil(maximum * broadcast(Log2E<Vector>::kValue));
+  const Vector half = ceil(maximum * broadcast(Log2E<Vector>::kValue / 2));
+  return half + half;
 }
 
 // Where some x was too large for its K; given what `exponential` found.

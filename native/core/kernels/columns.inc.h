@@ -259,12 +259,20 @@ void fill_column(const Panel<Storage>& out, int64_t classes, int64_t r, Storage 
   for (int64_t v = 0; v < classes; ++v) write(reinterpret_cast<char*>(out.at(v, r)), value);
 }
 
+// The gradients of rows that are NaN, or ignored and NaN but for that: see finish_special_row.
 template <class Storage>
 void fill_nan_columns(const Panel<Storage>& out, int64_t classes, const Tile<Storage>& tile) {
-  for (int64_t r = 0; r < tile.rows && tile.has_nan; ++r) {
-    if (tile.sum_high[r] == tile.sum_high[r]) continue;
-    const Storage zero = {};
-    fill_column(out, classes, r, tile.ignored(r) ? zero : tile.target_grad[r]);
+  constexpr int64_t L = F64::kLanes;
+  for (int64_t begin = 0; begin < tile.rows; begin += L) {
+    const F64 nan_if_either_is =
+        load(tile.sum_high + begin) + load_as_double(tile.grad_factor + begin);
+    if (all(nan_if_either_is == nan_if_either_is)) continue;
+    const int64_t end = begin + L < tile.rows ? begin + L : tile.rows;
+    for (int64_t r = begin; r < end; ++r) {
+      if (tile.sum_high[r] == tile.sum_high[r] && !tile.is_nan(r)) continue;
+      const Storage zero = {};
+      fill_column(out, classes, r, tile.ignored(r) ? zero : tile.target_grad[r]);
+    }
   }
 }
 

@@ -12,8 +12,10 @@ constexpr int kMostDenseClasses = 16;
 
 // Bounds within which one reference, that of the tile's largest logit, is as good as one for each row. Exponentials
 // from 2^kLeastExact are exact, and their gradients are none that grad_floor makes 0 on account of its least values. Those
-// below 2^kMostMasked are nothing beside a sum of 2^kLeastSum, and have no gradient. A tile has none between.
+// below 2^kMostMasked, which are 2^-124, are beside a sum of 2^kLeastSum with any reference, and have no gradient; and
+// all 15 together change no sum of exponentials from 2^kLeastBesideMasked. A tile with masked ones has none between.
 constexpr float kLeastExact = -90.0f;
+constexpr float kLeastBesideMasked = -66.0f;
 constexpr float kMostMasked = -164.0f;
 constexpr double kLeastSum = 0x1p-35;
 // So no row's maximum is further than this below the tile's: if it is usual there, it is in all rows.
@@ -69,7 +71,7 @@ class DenseTile {
     if (!is_usual_maximum<F32>(top) || !is_usual_maximum<F32>(top - kMostBelow)) return false;
     reference_ = reference_exponent(broadcast(top));
     least_ = min_of_lanes(lowest[0]) * Log2E<F32>::kValue - first_lane(reference_);
-    return least_ >= kLeastExact || !has_inexact();
+    return least_ >= kLeastExact || !has_some_between();
   }
 
   // Makes the logits exponentials. Of rows that do not exist they are 1.
@@ -105,12 +107,12 @@ class DenseTile {
     }
     return broadcast(0.0f);
   }
-  bool has_inexact() const {
+  bool has_some_between() const {
     bool found = false;
     for_vectors(scalars_, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
       const F32 z = load_first_or_all(logits_ + i, n, minus_infinity<F32>());
       const F32 x = fused_mul_sub(z, broadcast(Log2E<F32>::kValue), reference_);
-      const F32 small = select(x < broadcast(kLeastExact), x, minus_infinity<F32>());
+      const F32 small = select(x < broadcast(kLeastBesideMasked), x, minus_infinity<F32>());
       found = found || any(broadcast(kMostMasked) < small);
     });
     return found;
@@ -204,23 +206,16 @@ template <bool kFloored, int V, class Storage>
   }
 }
 
-// The sizes of factors that are neither 0 nor NaN.
-struct FactorRange {
-  float least;
-  float most;
-};
-inline FactorRange range_of_factors(const float* factors, int64_t rows) {
+// Whether all factors are 0 or of a size from least to kMostFactor, and none is NaN.
+inline bool have_sizes_from(float least, const float* factors, int64_t rows) {
   const F32 zero = broadcast(0.0f);
-  const F32 one = broadcast(1.0f);
-  F32 least = one;
-  F32 most = one;
+  bool found = true;
   for (int64_t r = 0; r < rows; r += F32::kLanes) {
     const F32 factor = load(factors + r);
-    const F32 size = max(factor, zero - factor);
-    least = min(select(size == zero, one, size), least);
-    most = max(size, most);
+    const F32 size = select(factor == zero, broadcast(1.0f), max(factor, zero - factor));
+    found = found && all(broadcast(least) < size) && all(size < broadcast(kMostFactor));
   }
-  return {min_of_lanes(least), max_of_lanes(most)};
+  return found;
 }
 
 template <int V, class Storage>
@@ -246,9 +241,9 @@ void dense_grad_of(const float* kept, bool floored, const Tile<Storage>& tile, S
 template <class Storage>
 bool dense_grad(int64_t classes, const float* kept, bool may_be_subnormal, Tile<Storage>* tile,
                 Storage* out) {
-  const FactorRange sizes = range_of_factors(tile->grad_factor, tile->rows);
-  if (sizes.least < kLeastFactor || sizes.most > kMostFactor) return false;
-  const bool floored = may_be_subnormal || sizes.least < kLeastPlainFactor;
+  const float* factors = tile->grad_factor;
+  if (!have_sizes_from(kLeastFactor, factors, tile->rows)) return false;
+  const bool floored = may_be_subnormal || !have_sizes_from(kLeastPlainFactor, factors, tile->rows);
   if (floored) fill_grad_floors(tile);
   with_few_classes<kMostDenseClasses>(
       classes, [&](auto count) { dense_grad_of<count.kValue>(kept, floored, *tile, out); });

@@ -147,6 +147,8 @@ inline F64 grad_weight(F64 gamma_over_p, F64 gamma, F64 b) {
   return max(b, one / ((one - gamma) + gamma_over_p));  // keeps NaN
 }
 
+inline F64 magnitude_of(F64 x) { return max(x, broadcast(0.0) - x); }
+
 // Below it a row's exponentials give a gradient of 0, for factor times the exponential and a sum in
 // [2^raised, 2^(raised + 1)): there it would be subnormal, which is slow and no use, as long as what is lost is below
 // 2^-32 (float; double: 2^-64) of the gradient weight. Rows of a smaller weight keep their subnormal gradients.
@@ -155,7 +157,7 @@ template <class Vector>
   constexpr bool kIsFloat = sizeof(typename Vector::Scalar) == sizeof(float);
   constexpr double kNormal = kIsFloat ? -125.0 : -1021.0;
   constexpr double kNegligible = kIsFloat ? -32.0 : -64.0;
-  const F64 magnitude = max(max(factor, broadcast(0.0) - factor), broadcast(0x1p-1022));
+  const F64 magnitude = max(magnitude_of(factor), broadcast(0x1p-1022));
   const F64 exact = broadcast(kNormal - 1.0) - exponent_of(magnitude);
   const F64 most = raised + broadcast(kNegligible);
   const F64 least = max(broadcast(static_cast<double>(ExponentRange<Vector>::kLeast) + 1.0),
@@ -202,9 +204,16 @@ inline F64 counted_loss(F64 weight, F64 value) {
   return select(value == value, select(weight == zero, zero, weight * value), value);
 }
 
-// A row's factor takes in 2^-raised up to here. Where it becomes a subnormal float, of a row of weight below 2^-96, its
-// gradients are then wrong by 2^-150 times an exponential of 2^30 at most.
-constexpr double kMostByFactor = 30.0;
+// A row's factor takes in 2^-raised, unless it would be a subnormal number, of few digits: then grad_scale does.
+template <class Vector>
+constexpr double kLeastNormal =
+    sizeof(typename Vector::Scalar) == sizeof(float) ? 0x1p-126 : 0x1p-1022;
+
+// A vector's worth of factors. A product with -0 would depend on whether grad_floor is looked at.
+template <class Scalar>
+inline void make_zeros_positive(Scalar* factors) {
+  store(factors, load(factors) + broadcast(Scalar(0)));
+}
 
 // Fills the results of the rows r to r + L - 1, whatever they hold: everything in double, F64::kLanes rows at a time.
 template <class Storage>
@@ -311,12 +320,12 @@ class GeneralEpilogue {
       store(offset_ + (r - begin_), select(ignored, zero, zero - smooth));
     }
     factor = select(ignored, zero, one_nan(factor / (row.sum_high + row.sum_low)));
-    // For exponentials of the pass's own reference: the factor brings them down, or grad_scale if the factor
-    // might become a subnormal number.
     const F64 one = broadcast(1.0);
     const F64 down = scale_by_integer(one, zero - row.raised);
-    const Mask64 by_scale = broadcast(kMostByFactor) < row.raised;
-    store(factor_ + (r - begin_), select(by_scale, factor, factor * down));
+    const F64 product = factor * down;
+    const Mask64 by_scale =
+        (zero < magnitude_of(factor)) & (magnitude_of(product) < broadcast(kLeastNormal<Vector>));
+    store(factor_ + (r - begin_), select(by_scale, factor, product));
     store(scale_ + (r - begin_), select(by_scale, down, one));
     store(at_target_ + (r - begin_), one_nan(at_target));
   }
@@ -324,6 +333,7 @@ class GeneralEpilogue {
   // To the types that the second pass works in.
   void narrow_grad() {
     store_narrowed(t_.grad_factor + begin_, factor_);
+    make_zeros_positive(t_.grad_factor + begin_);
     store_narrowed(t_.grad_scale + begin_, scale_);
     store_narrowed(t_.target_grad_wide + begin_, at_target_);
     store(t_.target_grad + begin_, load(t_.target_grad_wide + begin_));

@@ -113,8 +113,7 @@ GCE_EACH void store_numbers(float* p, const Numbers& x) {
 #undef GCE_EACH
 
 // Fills the results of rows r to r + kEpilogueRows - 1. Those of rows that are not common are the general
-// epilogue's: rows with a threshold, or a gamma below kLeastCommonGamma, or p below 2^-100, or a factor that cannot take
-// the sum's size in, or a NaN.
+// epilogue's: rows with a threshold, or a gamma below kLeastCommonGamma, or p below 2^-100, or a NaN.
 template <class Storage>
 class CommonEpilogue {
  public:
@@ -141,7 +140,7 @@ class CommonEpilogue {
     const Numbers reference = load_numbers(t_.reference + r) + raised;
     const Numbers x = fused_mul_sub(logit, log2e, reference);
     const Marks ignored = negative_numbers(t_.target + r);
-    Marks common = (every(-100.0) < x) & (raised < every(kMostByFactor));
+    Marks common = every(-100.0) < x;
     if (!t_.options_are_common) common = common & has_common_options(r);
     common = common | ignored;
     const bool all_common = all(common);
@@ -177,11 +176,19 @@ class CommonEpilogue {
       const Numbers weight = e * (sum * inverse);
       const Numbers slope =
           weight * ((row_weight * every(needs_.inverse_divisor)) * load_numbers(t_.upstream + r));
-      put(t_.grad_factor + r, select(ignored, zero, one_nan(slope * inverse_sum)));
+      const Numbers factor = select(ignored, zero, one_nan(slope * inverse_sum));
+      put(t_.grad_factor + r, factor);
       put(t_.grad_scale + r, one);
+      const Numbers size = max(factor, zero - factor);
+      if (!all(every(kLeastNormal<F32>) < size)) {
+        const Marks by_scale = (zero < size) & (size < every(kLeastNormal<F32>));
+        put(t_.grad_factor + r, select(by_scale, factor * power(raised + magic), factor));
+        put(t_.grad_scale + r, select(by_scale, power(magic - raised), one));
+      }
       put(t_.target_grad_wide + r, one_nan(zero - slope * one_minus_p));
       for (int v = 0; v < kEpilogueVectors; ++v) {
         const int64_t at = r + v * F32::kLanes;
+        make_zeros_positive(t_.grad_factor + at);
         store(t_.target_grad + at, load(t_.target_grad_wide + at));
       }
     }
@@ -219,11 +226,6 @@ class CommonEpilogue {
 template <class Storage>
 void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) {
   using Vector = typename Tile<Storage>::Vector;
-  tile->has_nan = false;
-  for (int64_t r = 0; r < tile->rows; r += F64::kLanes) {
-    const F64 sum = load(tile->sum_high + r);
-    tile->has_nan = tile->has_nan || !all(sum == sum);
-  }
   if constexpr (sizeof(typename Vector::Scalar) == sizeof(float)) {
     if (needs.may_be_common()) {
       CommonEpilogue<Storage> epilogue(needs, tile);

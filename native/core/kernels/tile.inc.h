@@ -15,7 +15,6 @@ struct Tile {
 
   // Each array is a whole number of cache lines, so that no vector straddles two.
   alignas(64) int64_t rows;
-  bool has_nan;             // some row's sum is NaN
   bool options_are_common;  // no row has a threshold, or a gamma that is tiny or 0
 
   // from load_run
