@@ -23,7 +23,7 @@ help:
 	@echo 'make test    the test suite (PYTEST_ARGS="-k name" selects)'
 	@echo 'make test-matrix  the ONNX operator with onnxruntime $(ORT_VERSIONS) and the newest'
 	@echo 'make bench   the benchmarks, in minutes (BENCH_ARGS="..." is passed on); results go to docs/'
-	@echo 'make bench-full  every case with each number of threads and allocator: an hour and more'
+	@echo 'make bench-full  every case with each number of threads and allocator: half an hour'
 	@echo 'make bench-commits  the same cases over commits, by asv (COMMITS="$(COMMITS)")'
 	@echo 'make bench-training  a training step on both runtimes and in PyTorch'
 	@echo 'make check   formatters, linters, type checkers, the typed stub'

@@ -35,11 +35,11 @@ JSON, MARKDOWN, PNG = "benchmark.json", "benchmark.md", "benchmark.png"
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
-    add("--full", action="store_true", help="all cases, threads and allocators: most of an hour")
+    add("--full", action="store_true", help="all cases, threads and allocators: half an hour")
     add("--case", default="", help="only cases whose name contains this")
     add("--peer", action="append", choices=PEERS, help="only this (default: all)")
     add("--rounds", type=count, default=15, help="turns of each contender (default: %(default)s)")
-    add("--seconds", type=duration, help="for a case's rounds (default: 2.5; 10 with --full)")
+    add("--seconds", type=duration, help="for a case's rounds (default: 2.5; 4 with --full)")
     add("--training-python", help="a Python with onnxruntime-training-cpu 1.19.2")
     add("--output", type=Path, default=ROOT / "docs", help="folder for what is found")
     add("--readme", action="store_true", help="measure nothing: put the tables into README.md")
@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def runs_of(options: argparse.Namespace) -> list[Run]:
     """The processes that were asked for."""
-    effort = Effort(options.rounds, options.seconds or (10.0 if options.full else 2.5))
+    effort = Effort(options.rounds, options.seconds or (4.0 if options.full else 2.5))
     wanted = []
     for run in (plans.full if options.full else plans.quick)(count_of_cpus(), effort):
         cases = tuple(case for case in run.cases if options.case in case.name)

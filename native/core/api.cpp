@@ -1,5 +1,6 @@
 // The C ABI over the core's C++: the only file that catches.
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 
@@ -10,13 +11,22 @@
 #include "plan.h"
 #include "validate.h"
 
+// Each thread keeps the memory of its last plan: to allocate that much takes longer than to plan a small problem.
 struct gce_plan : gce::Plan {
   using gce::Plan::Plan;
+
+  static void* operator new(size_t size);
+  static void operator delete(void* memory);
 };
 
 namespace {
 
 thread_local std::string last_error;
+
+struct MemoryDeleter {
+  void operator()(void* memory) const { ::operator delete(memory); }
+};
+thread_local std::unique_ptr<void, MemoryDeleter> memory_of_last_plan;
 
 template <class Action>
 gce_status guarded(Action action) {
@@ -36,6 +46,11 @@ gce_status guarded(Action action) {
 }
 
 }  // namespace
+
+void* gce_plan::operator new(size_t size) {
+  return memory_of_last_plan ? memory_of_last_plan.release() : ::operator new(size);
+}
+void gce_plan::operator delete(void* memory) { memory_of_last_plan.reset(memory); }
 
 extern "C" {
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "storage.h"
 
@@ -35,26 +34,33 @@ struct Term {
   int64_t most;
 };
 
-std::vector<Term> terms_of(const gce_array& a) {
-  std::vector<Term> terms;
-  for (int32_t d = 0; d < a.ndim; ++d) {
-    if (a.shape[d] > 1 && a.strides[d] != 0) {
-      terms.push_back({std::abs(a.strides[d]), a.shape[d] - 1});
+// Of two arrays at most.
+class Terms {
+ public:
+  void add(const gce_array& a) {
+    for (int32_t d = 0; d < a.ndim; ++d) {
+      if (a.shape[d] > 1 && a.strides[d] != 0) {
+        terms_[count_++] = {std::abs(a.strides[d]), a.shape[d] - 1};
+      }
     }
   }
-  return terms;
-}
+  void sort_by_step() {
+    std::sort(terms_, terms_ + count_, [](Term a, Term b) { return a.step > b.step; });
+  }
+  size_t size() const { return count_; }
+  const Term& operator[](size_t i) const { return terms_[i]; }
 
-void sort_by_step(std::vector<Term>* terms) {
-  std::sort(terms->begin(), terms->end(), [](Term a, Term b) { return a.step > b.step; });
-}
+ private:
+  Term terms_[2 * GCE_MAX_NDIM];
+  size_t count_ = 0;
+};
 
 // Is there a sum of terms in [low, high]? Depth-first over the terms, largest step first: what the
 // smaller ones can still add bounds each x, so that nested strides leave one or two choices.
 class SumSearch {
  public:
-  explicit SumSearch(std::vector<Term> terms)
-      : terms_(std::move(terms)), reach_(terms_.size() + 1) {
+  explicit SumSearch(const Terms& terms) : terms_(terms) {
+    reach_[terms_.size()] = 0;
     for (size_t i = terms_.size(); i-- > 0;) {
       reach_[i] = reach_[i + 1] + terms_[i].step * terms_[i].most;
     }
@@ -75,8 +81,8 @@ class SumSearch {
   }
 
  private:
-  std::vector<Term> terms_;
-  std::vector<int64_t> reach_;
+  const Terms& terms_;
+  int64_t reach_[2 * GCE_MAX_NDIM + 1];
   int64_t budget_ = 100000;
 };
 
@@ -89,14 +95,14 @@ bool arrays_overlap(const gce_array& a, const gce_array& b) {
   if (of_a.high <= of_b.low || of_b.high <= of_a.low) return false;
   // An element of a starts at of_a.low + (terms of a); one of b at the start of its last element minus
   // (terms of b). They share a byte if the distance is in (-size of a, size of b).
-  std::vector<Term> terms = terms_of(a);
-  const std::vector<Term> more = terms_of(b);
-  terms.insert(terms.end(), more.begin(), more.end());
-  sort_by_step(&terms);
+  Terms terms;
+  terms.add(a);
+  terms.add(b);
+  terms.sort_by_step();
   const int64_t last_of_b = of_b.high - size_of(b.dtype);
   const int64_t distance = last_of_b - of_a.low;
-  return SumSearch(std::move(terms))
-      .hits(distance - (size_of(a.dtype) - 1), distance + (size_of(b.dtype) - 1));
+  return SumSearch(terms).hits(distance - (size_of(a.dtype) - 1),
+                               distance + (size_of(b.dtype) - 1));
 }
 
 bool overlaps_itself(const gce_array& a) {
@@ -105,8 +111,9 @@ bool overlaps_itself(const gce_array& a) {
   for (int32_t d = 0; d < a.ndim; ++d) {
     if (a.shape[d] > 1 && a.strides[d] == 0) return true;
   }
-  std::vector<Term> terms = terms_of(a);
-  sort_by_step(&terms);
+  Terms terms;
+  terms.add(a);
+  terms.sort_by_step();
   for (size_t i = terms.size(); i-- > 0;) {
     if (terms[i].step < reached) return true;
     reached += terms[i].step * terms[i].most;

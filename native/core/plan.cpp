@@ -26,6 +26,9 @@ constexpr int64_t kFewestLogits = 131072;
 constexpr int64_t kFewestSplitLogits = 524288;
 constexpr double kCostOfSplitting = 1.9;
 
+// Scratch that a worker has on its stack: to allocate it takes a tenth of the time of 32 x 10.
+constexpr size_t kScratchOnStack = 16384;
+
 std::unique_ptr<char, FreeDeleter> allocate_aligned(size_t bytes) {
   const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   void* memory = std::aligned_alloc(kAlignment, whole);
@@ -194,7 +197,7 @@ void Plan::set_label_smoothing(const gce_problem& problem) {
 }
 
 void Plan::allocate() {
-  if (rows_.scratch_bytes > 0) {
+  if (rows_.scratch_bytes > kScratchOnStack) {
     scratch_ = allocate_aligned(rows_.scratch_bytes * static_cast<size_t>(workers_));
   }
   chunk_sums_.resize(static_cast<size_t>(chunks_));
@@ -212,8 +215,9 @@ void Plan::allocate() {
 }
 
 void Plan::work(int32_t worker) {
+  alignas(kAlignment) char on_stack[kScratchOnStack];
   char* scratch =
-      scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : nullptr;
+      scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : on_stack;
   if (splits_rows_) {
     return kernels_->work_on_segments(rows_, scratch, worker, long_rows_, chunk_sums_.data());
   }

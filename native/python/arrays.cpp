@@ -150,7 +150,12 @@ Ref new_rows(const gce_array& like, int typenum) {
   return checked(PyArray_SimpleNew(like.ndim, shape, typenum));
 }
 
-Ref new_scalar(int typenum) { return checked(PyArray_SimpleNew(0, nullptr, typenum)); }
+Ref new_number(int typenum, void* value) {
+  PyArray_Descr* const dtype = PyArray_DescrFromType(typenum);
+  Ref number(PyArray_Scalar(value, dtype, nullptr));
+  Py_DECREF(dtype);
+  return checked(number.release());
+}
 
 int loss_typenum(const gce_array& logits) {
   return logits.dtype == GCE_FLOAT64 ? NPY_DOUBLE : NPY_FLOAT;

@@ -36,42 +36,61 @@ void run(const Call& call) {
   throw_if(status);
 }
 
-// A number for the loss of a reduction, an array of the targets' shape for "none".
-void take_new_loss(Call* call, View* loss) {
-  const int typenum = loss_typenum(call->problem.logits);
-  const bool per_row =
-      call->problem.reduction == GCE_REDUCTION_NONE && call->problem.targets.ndim > 0;
-  loss->take_new(per_row ? new_rows(call->problem.targets, typenum) : new_scalar(typenum));
-  call->problem.loss = loss->look();
-}
+// What a call computes for each row, or the number that a reduction makes of it.
+class Output {
+ public:
+  // An array of the targets' shape; where that has no dimension, a number.
+  gce_array take_new(const gce_array& targets, int typenum) {
+    if (targets.ndim == 0) return take_number(typenum);
+    array_.take_new(new_rows(targets, typenum));
+    return array_.look();
+  }
+  gce_array take_number(int typenum) {
+    typenum_ = typenum;
+    const int32_t dtype = typenum == NPY_INT64    ? GCE_INT64
+                          : typenum == NPY_DOUBLE ? GCE_FLOAT64
+                                                  : GCE_FLOAT32;
+    return {number_, nullptr, nullptr, 0, dtype, 0};
+  }
+  // A numpy array, or a numpy number.
+  Ref result() {
+    if (array_.is_given()) return Ref(Py_NewRef(array_.object()));
+    return new_number(typenum_, number_);
+  }
 
-// An array, or the number that is in it.
-PyObject* result(const View& view) {
-  return PyArray_Return(reinterpret_cast<PyArrayObject*>(Py_NewRef(view.object())));
+ private:
+  View array_;
+  int typenum_ = -1;
+  alignas(8) char number_[8];
+};
+
+gce_array take_new_loss(const Call& call, Output* loss) {
+  const int typenum = loss_typenum(call.problem.logits);
+  return call.problem.reduction == GCE_REDUCTION_NONE
+             ? loss->take_new(call.problem.targets, typenum)
+             : loss->take_number(typenum);
 }
 
 PyObject* loss(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("loss", kLossFunction, args, positional, keywords);
   call.look_at_inputs();
-  View loss;
-  take_new_loss(&call, &loss);
+  Output loss;
+  call.problem.loss = take_new_loss(call, &loss);
   run(call);
-  return result(loss);
+  return loss.result().release();
 }
 
 PyObject* loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("loss_and_grad", kLossAndGrad, args, positional, keywords);
   call.look_at_inputs();
-  View loss;
-  take_new_loss(&call, &loss);
+  Output loss;
+  call.problem.loss = take_new_loss(call, &loss);
   if (!call.out.is_given()) call.out.take_new(new_like(call.logits.array()));
   call.problem.grad = call.out.look();
   run(call);
-  const Ref number(result(loss));
-  if (number.get() == nullptr) throw PythonError();
-  return PyTuple_Pack(2, number.get(), call.out.object());
+  return PyTuple_Pack(2, loss.result().get(), call.out.object());
 }
 
 PyObject* row_stats_type() {
@@ -95,14 +114,13 @@ PyObject* row_stats(PyObject* const* args, Py_ssize_t positional, PyObject* keyw
   } wanted[] = {{&call.problem.target_log_prob, typenum},
                 {&call.problem.logsumexp, typenum},
                 {&call.problem.argmax, NPY_INT64}};
-  View fields[3];
+  Output fields[3];
   for (int i = 0; i < 3; ++i) {
-    fields[i].take_new(new_rows(call.problem.targets, wanted[i].typenum));
-    *wanted[i].output = fields[i].look();
+    *wanted[i].output = fields[i].take_new(call.problem.targets, wanted[i].typenum);
   }
   run(call);
   Ref results[3];
-  for (int i = 0; i < 3; ++i) results[i] = Ref(result(fields[i]));
+  for (int i = 0; i < 3; ++i) results[i] = fields[i].result();
   return PyObject_CallFunctionObjArgs(row_stats_type(), results[0].get(), results[1].get(),
                                       results[2].get(), nullptr);
 }

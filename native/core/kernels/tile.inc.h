@@ -54,9 +54,6 @@ struct Tile {
   Scalar target_grad_wide[kSize];
   Storage target_grad[kSize];
 
-  // Before the first use: the arrays are padded to whole vectors, of which every lane must hold a number.
-  void clear() { memset(static_cast<void*>(this), 0, sizeof(*this)); }
-
   bool ignored(int64_t r) const { return target[r] < 0; }
   // Such rows' gradients are target_grad throughout.
   bool is_nan(int64_t r) const { return grad_factor[r] != grad_factor[r]; }
@@ -190,18 +187,23 @@ void look_at_options(int64_t rows, Tile<Storage>* tile) {
   tile->options_are_common = common;
 }
 
-// What is the same for all rows, once for all tiles.
+// What is the same for all rows, once for all tiles; and numbers for the lanes past a tile's last row.
 template <class Storage>
 void fill_constants(const RowProblem& problem, Tile<Storage>* tile) {
-  tile->clear();
+  const double gamma = problem.arrays[kGamma].constant;
+  const double inverse_delta = 1.0 / (1.0 - gamma);
   for (int64_t r = 0; r < kMaxTileRows; ++r) {
-    tile->gamma[r] = problem.arrays[kGamma].constant;
+    tile->gamma[r] = gamma;
+    tile->inverse_delta[r] = inverse_delta;
     tile->threshold[r] = problem.arrays[kThreshold].constant;
     tile->row_weight[r] = problem.arrays[kSampleWeight].constant;
     tile->upstream[r] = problem.arrays[kGradOutput].constant;
+    tile->smooth_weight[r] = tile->class_weight[r] = 0;
+    tile->maximum[r] = tile->shift[r] = tile->reference[r] = tile->target_logit[r] = 0;
+    tile->sum_high[r] = tile->sum_low[r] = tile->spread_high[r] = tile->spread_low[r] = 0;
+    tile->grad_offset[r] = tile->target_class[r] = 0;
   }
-  fill_inverse_delta(0, kMaxTileRows, tile);
-  look_at_options(kMaxTileRows, tile);
+  look_at_options(1, tile);
 }
 
 // Fills rows [at, at + n) of the tile from one run of the cursor.
