@@ -79,13 +79,16 @@ struct RowProblem {
   bool stream_grad;    // non-temporal stores
   int64_t tile_rows;   // R
   int64_t chunk_rows;  // rows of one unit of work: depends on V and dtype alone, never on threads
-  // per worker, 64-byte aligned: gathered logits, the exponentials that are kept, what the ring's rows are
+  // per worker, 64-byte aligned: gathered logits, the exponentials that are kept, what the ring's rows are, lines
   size_t scratch_bytes;
   bool keeps;  // the exponentials; else the second pass computes them anew
   int64_t kept_offset;
   int64_t kept_stride;  // between rows
   int64_t ring_rows;  // of kRowsDirect: how many rows later the second pass is, 0 if there is none
   int64_t ring_offset;
+  int64_t
+      line_count;  // of columns: cache lines of the gradient that are streamed when two tiles have filled them
+  int64_t lines_offset;
 };
 
 // The weight of class v, 0 <= v < classes.

@@ -22,6 +22,8 @@
 
 #include <sched.h>  // sched_yield
 
+#include <new>
+
 #include "kernels/polynomials.inc.h"
 #include "kernels/math.inc.h"
 #include "kernels/accumulator.inc.h"

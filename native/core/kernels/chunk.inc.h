@@ -74,8 +74,12 @@ void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   }
   const int64_t kept_rows = !p->keeps ? 0 : p->ring_rows > 0 ? p->ring_rows : p->tile_rows;
   p->ring_offset = p->kept_offset + kept_rows * p->kept_stride;
-  p->scratch_bytes = static_cast<size_t>(p->ring_offset) +
-                     static_cast<size_t>(p->ring_rows) * sizeof(RowGrad<Storage>);
+  const bool by_lines = p->stream_grad && p->layout != kRowsDirect && p->keeps &&
+                        p->grad_class_stride % kLineBytes != 0;
+  p->line_count = by_lines ? p->classes : 0;
+  p->lines_offset = round_up(p->ring_offset + p->ring_rows * int64_t{sizeof(RowGrad<Storage>)});
+  p->scratch_bytes = static_cast<size_t>(p->lines_offset) +
+                     static_cast<size_t>(p->line_count) * sizeof(SharedLine<Storage>);
   const int64_t rows = kChunkElements / (p->classes + kRowElements);
   // Whole tiles, but for those of few rows.
   p->chunk_rows = rows < 1 ? 1 : rows < kMaxTileRows ? rows : rows / kMaxTileRows * kMaxTileRows;
@@ -132,9 +136,11 @@ class Worker {
       : p_(problem),
         scratch_(scratch),
         needs_(needs_of(p_)),
-        ring_(reinterpret_cast<RowGrad<Storage>*>(scratch + p_.ring_offset)) {
+        ring_(reinterpret_cast<RowGrad<Storage>*>(scratch + p_.ring_offset)),
+        lines_(reinterpret_cast<SharedLine<Storage>*>(scratch + p_.lines_offset)) {
     fill_constants(p_, &tile_);
     for (int64_t i = 0; i < p_.ring_rows; ++i) ring_[i].out = nullptr;
+    for (int64_t i = 0; i < p_.line_count; ++i) new (lines_ + i) SharedLine<Storage>;
   }
 
   void run(NextChunk next, void* chunks, PairSum* loss_sums) {
@@ -143,6 +149,7 @@ class Worker {
     }
     for (int64_t i = 0; i < p_.ring_rows; ++i) finish_place(place(i));
     line_.flush();
+    for (int64_t i = 0; i < p_.line_count; ++i) lines_[i].flush();
     if (p_.stream_grad) stream_fence();
   }
 
@@ -220,11 +227,11 @@ class Worker {
     }
     fill_grad_floors(&tile_);
     const Panel<Storage> out = grad_panel();
-    if (p_.layout == kColumnsStaged) {
-      staged_grad(out, p_.classes, p_.stream_grad, smooth_weights(), kept(), tile_);
+    if (p_.layout == kColumnsStaged || (p_.layout == kColumnsDirect && p_.keeps)) {
+      kept_grad(out, p_.classes, p_.stream_grad, p_.line_count > 0 ? lines_ : nullptr,
+                smooth_weights(), kept(), tile_);
     } else if (p_.layout == kColumnsDirect) {
-      column_grad(logits_panel(), out, p_.classes, p_.stream_grad, smooth_weights(),
-                  p_.keeps ? kept() : nullptr, tile_);
+      column_grad(logits_panel(), out, p_.classes, p_.stream_grad, smooth_weights(), tile_);
     } else if (p_.layout == kRowsDirect) {
       for (int64_t r = 0; r < tile_.rows; ++r) {
         if (!finish_special_row(p_.classes, r, tile_)) {
@@ -328,6 +335,8 @@ class Worker {
   RowGrad<Storage>* const ring_;
   int64_t next_place_ = 0;  // in it
   SharedLine<Storage> line_;
+  // Of columns whose classes do not all begin at a line: one for each.
+  SharedLine<Storage>* const lines_;
 };
 
 }  // namespace

@@ -254,14 +254,10 @@ template <class Storage, class ExponentialOf, class Put>
   }
 }
 
-template <class Storage>
-void fill_column(const Panel<Storage>& out, int64_t classes, int64_t r, Storage value) {
-  for (int64_t v = 0; v < classes; ++v) write(reinterpret_cast<char*>(out.at(v, r)), value);
-}
-
-// The gradients of rows that are NaN, or ignored and NaN but for that: see finish_special_row.
-template <class Storage>
-void fill_nan_columns(const Panel<Storage>& out, int64_t classes, const Tile<Storage>& tile) {
+// Calls fill(r, gradient) for rows whose gradient is the same throughout: those that are NaN, or ignored and NaN but for
+// that; see finish_special_row.
+template <class Storage, class Fill>
+void for_nan_rows(const Tile<Storage>& tile, Fill fill) {
   constexpr int64_t L = F64::kLanes;
   for (int64_t begin = 0; begin < tile.rows; begin += L) {
     const F64 nan_if_either_is =
@@ -270,17 +266,16 @@ void fill_nan_columns(const Panel<Storage>& out, int64_t classes, const Tile<Sto
     const int64_t end = begin + L < tile.rows ? begin + L : tile.rows;
     for (int64_t r = begin; r < end; ++r) {
       if (tile.sum_high[r] == tile.sum_high[r] && !tile.is_nan(r)) continue;
-      const Storage zero = {};
-      fill_column(out, classes, r, tile.ignored(r) ? zero : tile.target_grad[r]);
+      fill(r, tile.ignored(r) ? typename Tile<Storage>::Scalar(0) : tile.target_grad_wide[r]);
     }
   }
 }
 
-// Second pass over a tile that is staged.
+// Second pass over a tile whose exponentials are in blocks.
 template <class Storage>
-void staged_grad(const Panel<Storage>& out, int64_t classes, bool stream,
-                 const typename Tile<Storage>::Scalar* weights,
-                 typename Tile<Storage>::Scalar* blocks, const Tile<Storage>& tile) {
+void kept_grad(const Panel<Storage>& out, int64_t classes, bool stream, SharedLine<Storage>* lines,
+               const typename Tile<Storage>::Scalar* weights,
+               typename Tile<Storage>::Scalar* blocks, const Tile<Storage>& tile) {
   using Vector = typename Tile<Storage>::Vector;
   constexpr int L = Vector::kLanes;
   for (int64_t r = 0; r < tile.rows; r += L) {
@@ -289,40 +284,40 @@ void staged_grad(const Panel<Storage>& out, int64_t classes, bool stream,
         r, classes, weights, tile, [&](int64_t v) { return load(block + v * L); },
         [&](int64_t v, Vector g) { store(block + v * L, g); });
   }
-  unstage_tile(blocks, tile.rows, classes, stream, out);
-  fill_nan_columns(out, classes, tile);
+  for_nan_rows(tile, [&](int64_t r, typename Vector::Scalar value) {
+    auto* const of_row = blocks + r / L * L * classes + r % L;
+    for (int64_t v = 0; v < classes; ++v) of_row[v * L] = value;
+  });
+  unstage_tile(blocks, tile.rows, classes, stream, lines, out);
 }
 
-// Second pass over a tile of neighbouring rows; without kept, the logits are read again.
+// Second pass over a tile of neighbouring rows of which nothing is kept: the logits are read again.
 template <class Storage>
 void column_grad(const Panel<Storage>& z, const Panel<Storage>& out, int64_t classes,
                  bool may_stream, const typename Tile<Storage>::Scalar* weights,
-                 const typename Tile<Storage>::Scalar* kept, const Tile<Storage>& tile) {
+                 const Tile<Storage>& tile) {
   using Vector = typename Tile<Storage>::Vector;
   constexpr int L = Vector::kLanes;
   for (int64_t r = 0; r < tile.rows; r += L) {
     const int64_t n = tile.rows - r < L ? tile.rows - r : L;
     const bool streams = may_stream && n == L && may_stream_rows(out);
-    const auto put = [&](int64_t v, Vector g) {
-      if (streams) return stream(out.at(v, r), g);
-      store_first_or_all(out.at(v, r), g, n);
-    };
-    if (kept != nullptr) {
-      const auto* const block = kept + r * classes;
-      column_grad_of_rows(
-          r, classes, weights, tile, [&](int64_t v) { return load(block + v * L); }, put);
-      continue;
-    }
     const PanelRows<Storage> rows(z, r, n);
     const Exponent<Vector> exponent(load(tile.reference + r));
     const Vector shift = load(tile.shift + r);
     Vector any_size = broadcast(ExponentRange<Vector>::kMagic);
-    const auto anew = [&](int64_t v) {
-      return exponential(rows.template logits<true>(v, shift), exponent, &any_size);
-    };
-    column_grad_of_rows(r, classes, weights, tile, anew, put);
+    column_grad_of_rows(
+        r, classes, weights, tile,
+        [&](int64_t v) {
+          return exponential(rows.template logits<true>(v, shift), exponent, &any_size);
+        },
+        [&](int64_t v, Vector g) {
+          if (streams) return stream(out.at(v, r), g);
+          store_first_or_all(out.at(v, r), g, n);
+        });
   }
-  fill_nan_columns(out, classes, tile);
+  for_nan_rows(tile, [&](int64_t r, typename Vector::Scalar value) {
+    for (int64_t v = 0; v < classes; ++v) store_first(out.at(v, r), broadcast(value), 1);
+  });
 }
 
 }  // namespace

@@ -216,12 +216,44 @@ inline bool may_stream_rows(const Panel<Storage>& panel) {
   return reinterpret_cast<uintptr_t>(panel.rows[0]) % kBytes == 0 &&
          static_cast<uintptr_t>(panel.class_stride) % kBytes == 0;
 }
+// Streams neighbouring rows though not all of their classes begin at a line: of each class, the line in which one
+// tile ends is written when the next tile has the rest of it.
+template <class Storage, class Scalar>
+void unstage_by_lines(const Scalar* blocks, int64_t rows, int64_t classes,
+                      const Panel<Storage>& panel, SharedLine<Storage>* lines) {
+  constexpr int64_t L = ComputeOf<Storage>::Vector::kLanes;
+  constexpr int64_t kSize = Panel<Storage>::kSize;
+  constexpr int64_t kScalars = SharedLine<Storage>::kScalars;
+  alignas(64) Storage of_class[kMaxTileRows + kScalars];
+  for (int64_t v = 0; v < classes; ++v) {
+    Storage* const first = panel.at(v, 0);
+    for (int64_t r = 0; r < rows; r += L) {
+      store(of_class + r, load(blocks + r * classes + v * L));
+    }
+    const int64_t to_line = scalars_to_line<Storage>(first);
+    const int64_t lead = to_line < rows ? to_line : rows;
+    const bool goes_on = lead == to_line && lines[v].goes_on_at(first);
+    if (lead > 0) {
+      memcpy(goes_on ? lines[v].rest() : first, of_class, static_cast<size_t>(lead * kSize));
+    }
+    if (goes_on) lines[v].stream_whole();
+    const int64_t end = rows - (rows - lead) % kScalars;
+    for (int64_t i = lead; i < end; i += L) stream(first + i, load(of_class + i));
+    if (end == rows) continue;
+    Storage* const to = lines[v].end_with(first + rows, rows - end);
+    memcpy(to, of_class + end, static_cast<size_t>((rows - end) * kSize));
+  }
+}
+// stream: past the caches; lines: one for each class if it shall be done whatever their alignment, else null.
 template <class Storage, class Scalar>
 void unstage_tile(Scalar* blocks, int64_t rows, int64_t classes, bool stream,
-                  const Panel<Storage>& panel) {
+                  SharedLine<Storage>* lines, const Panel<Storage>& panel) {
   constexpr int64_t L = ComputeOf<Storage>::Vector::kLanes;
   int64_t whole = 0;
   if (panel.rows_are_neighbours()) {
+    if (lines != nullptr && is_aligned<Storage>(panel.rows[0])) {
+      return unstage_by_lines(blocks, rows, classes, panel, lines);
+    }
     whole = rows / L * L;
     if (stream && may_stream_rows(panel)) {
       unstage_neighbours<true>(blocks, whole, classes, panel);
