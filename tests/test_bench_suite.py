@@ -260,7 +260,7 @@ def test_options_reach_the_runs() -> None:
     assert runs[0] == Run(
         1, TUNED, (Case((512, 32000), IN_PLACE),), Effort(4, 0.5), True, ("numpy",), "there"
     )
-    assert suite.runs_of(suite.parse(["--full"]))[0].effort.seconds == 10.0
+    assert suite.runs_of(suite.parse(["--full"]))[0].effort.seconds == 4.0
 
 
 def test_what_fails_in_a_process_fails_the_suite(
