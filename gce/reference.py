@@ -343,6 +343,7 @@ def loss(
     sample_weight: ArrayLike | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -369,6 +370,8 @@ def loss(
         Rows with this target have loss 0 and gradient 0, and do not count.
     label_smoothing : float
         ε in [0, 1], the part of each row's loss that is spread over all classes.
+    z_loss : float
+        λ ≥ 0: ``λ · logsumexp(z)²`` more in each row.
     reduction : {"mean", "sum", "none"}
         "mean" divides the sum by `normalizer`.
     normalizer : float, optional
@@ -391,8 +394,8 @@ def loss(
 
     Notes
     -----
-    Row by row ``sample_weight · ((1 - ε) c_y L(ℓ) + (ε/V) Σ_v c_v (-log q_v))`` with L as in
-    `loss_from_log_prob`; arXiv 2302.13344. A class of weight 0 is no part of the sum.
+    Row by row ``sample_weight · ((1 - ε) c_y L(ℓ) + (ε/V) Σ_v c_v (-log q_v) + λ logsumexp(z)²)``
+    with L as in `loss_from_log_prob`; arXiv 2302.13344. A class of weight 0 is no part of the sum.
 
     Examples
     --------
@@ -413,6 +416,7 @@ def loss(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
+        z_loss=z_loss,
         reduction=reduction,
         normalizer=normalizer,
         axis=axis,
@@ -431,6 +435,7 @@ def loss_and_grad(
     sample_weight: ArrayLike | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -441,7 +446,7 @@ def loss_and_grad(
     Parameters
     ----------
     logits, targets, gamma, threshold, value, weight, sample_weight, ignore_index, \
-label_smoothing, reduction, normalizer, axis
+label_smoothing, z_loss, reduction, normalizer, axis
         As for `loss`.
     grad_output : array_like of float
         Upstream gradient, which multiplies the gradient and not the loss: scalar; for "none" also
@@ -452,8 +457,8 @@ label_smoothing, reduction, normalizer, axis
     loss : float64
         As from `loss`.
     grad : float64 array of the logits' shape
-        ``grad_output · sample_weight · ((1 - ε) c_y w_b (q - e_y) + (ε/V) Σ_v c_v (q - e_v))``, for
-        "mean" divided as the loss is.
+        ``grad_output · sample_weight · ((1 - ε) c_y w_b (q - e_y) + (ε/V) Σ_v c_v (q - e_v)
+        + 2 λ logsumexp(z) q)``, for "mean" divided as the loss is.
 
     Raises
     ------
@@ -482,7 +487,7 @@ label_smoothing, reduction, normalizer, axis
     per_row = np.float64(1.0) if sample_weight is None else np.asarray(sample_weight, np.float64)
     row_weight = np.broadcast_to(c[y] * per_row, y.shape)
 
-    log_q, _, q = _softmax(z)
+    log_q, logsumexp, q = _softmax(z)
     log_p = _of_target(log_q, y)
     e_y = np.arange(classes) == y[..., np.newaxis]
     row_grad = (row_weight * grad_weight(log_p, gamma, threshold))[..., np.newaxis] * (q - e_y)
@@ -494,6 +499,10 @@ label_smoothing, reduction, normalizer, axis
         row_grad = (1.0 - label_smoothing) * row_grad + smooth_grad
         smooth = _weighted(spread, np.sum(_weighted(c, -log_q), axis=-1))
         row_loss = _weighted((1.0 - label_smoothing) * row_weight, target_loss) + smooth
+    if z_loss != 0.0:
+        share = np.broadcast_to(per_row * float(z_loss), y.shape)
+        row_loss = row_loss + _weighted(share, logsumexp**2)
+        row_grad = row_grad + (2.0 * share * logsumexp)[..., np.newaxis] * q
     row_grad = row_grad * np.broadcast_to(upstream, y.shape)[..., np.newaxis]
 
     # Chosen, not multiplied by 0: an ignored row may be NaN.

@@ -63,6 +63,7 @@ Attributes read_attributes(const Api& api, const OrtKernelInfo* info) {
   read_name(api, info, "value", gce_value_from_name, &attributes.value);
   read_float(api, info, "threshold", &attributes.threshold);
   read_float(api, info, "label_smoothing", &attributes.label_smoothing);
+  read_float(api, info, "z_loss", &attributes.z_loss);
   attributes.has_ignore_index = read_int(api, info, "ignore_index", &attributes.ignore_index);
   return attributes;
 }

@@ -14,6 +14,7 @@ struct Attributes {
   gce_value value = GCE_VALUE_PRIMITIVE;
   float threshold = 0.0f;
   float label_smoothing = 0.0f;
+  float z_loss = 0.0f;
   bool has_ignore_index = false;
   int64_t ignore_index = 0;
 };

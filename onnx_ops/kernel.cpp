@@ -177,6 +177,7 @@ void Kernel::compute(OrtKernelContext* context) const {
   double threshold = attributes_.threshold;
   problem.threshold = {&threshold, nullptr, nullptr, 0, GCE_FLOAT64, 0};
   problem.label_smoothing = attributes_.label_smoothing;
+  problem.z_loss = attributes_.z_loss;
   problem.has_ignore_index = attributes_.has_ignore_index ? 1 : 0;
   problem.ignore_index = attributes_.ignore_index;
   problem.axis = kClassAxis;

@@ -304,7 +304,7 @@ class Emulated:
                 inputs[name] = _as_real(value)
             elif name in ("reduction", "value"):
                 lines.append(("text", name, value))
-            elif name in ("normalizer", "label_smoothing"):
+            elif name in ("normalizer", "label_smoothing", "z_loss"):
                 lines.append(("real", name, float(value).hex()))
             elif name in ("axis", "ignore_index", "num_threads"):
                 lines.append(("int", name, int(value)))

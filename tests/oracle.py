@@ -92,6 +92,22 @@ def smoothed_row(
         return Row(result, grad, own.weight, own.log_p)
 
 
+def row_with_z_loss(
+    logits: Sequence[float], target: int, gamma: float, z_loss: float, b: float = 0.0
+) -> Row:
+    """`row` with the primitive value and λ logsumexp(z)² more; weight and ℓ are those of `row`."""
+    own = row(logits, target, gamma, b)
+    with mp.workdps(ROW_DIGITS):
+        z, factor = [mp.mpf(float(logit)) for logit in logits], mp.mpf(float(z_loss))
+        top = max(z)
+        odds = [mp.exp(z_j - top) for z_j in z]
+        total = mp.fsum(odds)
+        logsumexp = top + mp.log(total)
+        share = 2 * factor * logsumexp / total
+        grad = [own_j + share * odd for own_j, odd in zip(own.grad, odds, strict=True)]
+        return Row(own.value + factor * logsumexp**2, grad, own.weight, own.log_p)
+
+
 def value_from_log_prob(
     log_p: float | Real, gamma: float, b: float = 0.0, value: str = "primitive"
 ) -> Real:

@@ -138,6 +138,7 @@ REDUCTIONS = [
     {"reduction": "none", "grad_output": rows_of(1, -2, dtype="int8")},
 ]
 SMOOTHINGS = [0.0, 1e-7, 0.1, 1, True, np.float32(0.3), np.float64(0.5), np.array(0.25)]
+Z_LOSSES = [0.0, 1e-4, 0.125, 1, np.float32(0.3), np.array(0.25)]
 AXES = [{}, {"axis": -1}, {"axis": 2}, {"axis": 1}, {"axis": 0}, {"axis": np.int8(-2)}]
 KINDS: dict[str, list[Any]] = {
     "gamma": [{"gamma": gamma} for gamma in GAMMAS],
@@ -147,6 +148,7 @@ KINDS: dict[str, list[Any]] = {
     "sample_weight": [{"sample_weight": weight} for weight in SAMPLE_WEIGHTS],
     "targets": TARGETS,
     "label_smoothing": [{}, *({"label_smoothing": epsilon} for epsilon in SMOOTHINGS)],
+    "z_loss": [{}, *({"z_loss": factor} for factor in Z_LOSSES)],
     "reduction": REDUCTIONS,
     "axis": AXES,
     "out": [{}, {"out": None}, {"out": "new"}, {"out": "in place"}],
@@ -176,7 +178,7 @@ def in_reference_terms(options: dict[str, Any]) -> dict[str, Any]:
     """The options that change what is computed, as `gce.reference` takes them."""
     kept = {name: item for name, item in options.items() if name not in ("out", "num_threads")}
     arrays = ("gamma", "threshold", "weight", "sample_weight", "grad_output")
-    for name in (*arrays, "label_smoothing"):
+    for name in (*arrays, "label_smoothing", "z_loss"):
         if kept.get(name) is not None:
             kept[name] = np.asarray(kept[name]).astype(np.float64)
     if kept.get("ignore_index", -100) is None:
@@ -187,8 +189,9 @@ def in_reference_terms(options: dict[str, Any]) -> dict[str, Any]:
 def slopes_of(case: Case, expected: dict[str, Any]) -> np.ndarray:
     """What multiplies q and the unit vectors in each row: gradient errors are fractions of it.
 
-    A row's gradient is s ((1 - ε) c_y w (q - e_y) + (ε/V) Σ_v c_v (q - e_v)) with sample weight s,
-    where both terms may cancel each other: the size is s ((1 - ε) c_y w + (ε/V) Σ_v c_v).
+    A row's gradient is s ((1 - ε) c_y w (q - e_y) + (ε/V) Σ_v c_v (q - e_v) + 2 λ lse q) with
+    sample weight s, where the terms may cancel each other: the size is s ((1 - ε) c_y w +
+    (ε/V) Σ_v c_v + 2 λ |lse|), and 2 λ as the error of an lse is absolute.
     """
     axis, ignore_index = expected.get("axis", -1), expected.get("ignore_index", -100)
     stats = reference.row_stats(
@@ -206,6 +209,7 @@ def slopes_of(case: Case, expected: dict[str, Any]) -> np.ndarray:
     target_weight = weight[np.where(counted, expected["targets"], 0)]
     epsilon = expected.get("label_smoothing", 0.0)
     slope = (1.0 - epsilon) * target_weight * slope + epsilon * np.mean(weight)
+    slope = slope + 2.0 * expected.get("z_loss", 0.0) * (1.0 + np.abs(stats.logsumexp))
     slope = slope * sample_weight * np.abs(expected.get("grad_output", 1.0))
     if expected.get("reduction", "mean") == "mean":
         divisor = expected.get("normalizer") or np.sum(sample_weight * target_weight)

@@ -10,7 +10,8 @@ inputs            ``scores`` T[N, C, d1...dk]; ``labels`` int32 or int64 [N, d1.
                   float, scalar or of the labels' shape; ``weights`` T[C], optional
 outputs           ``loss`` T, scalar, or of the labels' shape for reduction "none"; ``grad``
                   T[N, C, d1...dk], optional: the loss' (or the losses' sum's) gradient
-attributes        ``reduction``, ``value``, ``threshold``, ``label_smoothing``, ``ignore_index``
+attributes        ``reduction``, ``value``, ``threshold``, ``label_smoothing``, ``z_loss``,
+                  ``ignore_index``
 T                 float, double, float16, bfloat16
 ================  ==============================================================================
 

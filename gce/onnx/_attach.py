@@ -48,6 +48,7 @@ def attach_loss(
     value: Value = "primitive",
     threshold: float = 0.0,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     ignore_index: int | None = None,
 ) -> onnx.ModelProto:
     """Put the γ-cross-entropy behind a forward model.
@@ -80,7 +81,7 @@ def attach_loss(
     function : bool
         Add the operator as a function in standard operators (`attach_function`), so that the model
         runs without the library too.
-    reduction, value, threshold, label_smoothing, ignore_index
+    reduction, value, threshold, label_smoothing, z_loss, ignore_index
         As for `loss_node`.
 
     Returns
@@ -149,6 +150,7 @@ def attach_loss(
         value=value,
         threshold=threshold,
         label_smoothing=label_smoothing,
+        z_loss=z_loss,
         ignore_index=ignore_index,
     )
     attached.graph.output.extend(outputs)

@@ -57,7 +57,7 @@ FUNCTION = """
 <domain: "ai.gce", opset_import: ["" : {opset}]>
 GammaCrossEntropyLoss
 <reduction: string = "mean", value: string = "primitive", threshold: float = 0.0,
- label_smoothing: float = 0.0, ignore_index: int = {no_ignore_index}>
+ label_smoothing: float = 0.0, z_loss: float = 0.0, ignore_index: int = {no_ignore_index}>
 ({inputs}) => (loss, grad)
 {{
     zero = Constant <value = double {{0.0}}> ()
@@ -76,6 +76,9 @@ GammaCrossEntropyLoss
     epsilon_float = Constant <value_float: float = @label_smoothing> ()
     epsilon = Cast <to = 11> (epsilon_float)
     smoothed = Greater (epsilon, zero)
+    lambda_float = Constant <value_float: float = @z_loss> ()
+    lambda = Cast <to = 11> (lambda_float)
+    has_z_loss = Greater (lambda, zero)
     ignored_label = Constant <value_int: int = @ignore_index> ()
     given_reduction = Constant <value_string: string = @reduction> ()
     given_value = Constant <value_string: string = @value> ()
@@ -131,6 +134,10 @@ GammaCrossEntropyLoss
     nan = Div (zero, zero)
     p_miss = Where (is_poisoned, nan, others)
     minus_log_p = Neg (log_p)
+    top = ArgMax <axis = 1> (z)
+    z_top = GatherElements <axis = 1> (z, top)
+    log_q_top = GatherElements <axis = 1> (log_q, top)
+    logsumexp = Sub (z_top, log_q_top)
 
     # w_b = max(b, 1 / (delta + gamma e^-l)), e^-l in two halves.
     gamma_double = Cast <to = 11> (gamma)
@@ -214,7 +221,11 @@ GammaCrossEntropyLoss
     class_sum = ReduceSum <keepdims = 1> (class_terms, axis)
     smooth_loss_1 = Mul (spread, class_sum)
     smooth_loss = Where (smoothed, smooth_loss_1, zero)
-    row_loss = Add (own_loss, smooth_loss)
+    two_losses = Add (own_loss, smooth_loss)
+    square = Mul (logsumexp, logsumexp)
+    z_loss_1 = Mul (lambda, square)
+    z_loss = Where (has_z_loss, z_loss_1, zero)
+    row_loss = Add (two_losses, z_loss)
     counted_loss = Where (ignored, zero, row_loss)
 
     # The reduction: of all rows, or of each alone; the first axis of [rows] or of [1, labels'
@@ -240,17 +251,23 @@ GammaCrossEntropyLoss
     loss_2 = Where (is_nothing, zero, loss_1)
     loss = CastLike (loss_2, scores)
 
-    # The gradient: A q - s c, and at the target -(1 - epsilon) c_y w_b (1 - p) + s (C p - c_y).
+    # The gradient: A q - s c, and at the target -(1 - epsilon) c_y w_b (1 - p) + s (C p - c_y) +
+    # 2 lambda logsumexp p.
     slope_1 = Mul (own, w_b)
     slope = Div (slope_1, divisor_safe)
     s_smooth = Div (spread, divisor_safe)
     of_all = Mul (s_smooth, c_sum)
-    factor = Add (slope, of_all)
+    twice = Add (logsumexp, logsumexp)
+    of_z_1 = Mul (lambda, twice)
+    of_z_2 = Div (of_z_1, divisor_safe)
+    of_z = Where (has_z_loss, of_z_2, zero)
+    of_both = Add (of_all, of_z)
+    factor = Add (slope, of_both)
     grad_q = Mul (factor, q)
     grad_c = Mul (s_smooth, c_all)
     grad_others = Sub (grad_q, grad_c)
     target_1 = Mul (slope, p_miss)
-    target_2 = Mul (of_all, p)
+    target_2 = Mul (of_both, p)
     target_3 = Mul (s_smooth, c_y)
     target_4 = Sub (target_2, target_3)
     grad_target = Sub (target_4, target_1)

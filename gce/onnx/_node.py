@@ -26,6 +26,7 @@ def loss_node(
     value: Value = "primitive",
     threshold: float = 0.0,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     ignore_index: int | None = None,
     name: str | None = None,
 ) -> onnx.NodeProto:
@@ -45,7 +46,7 @@ def loss_node(
         What is made of the rows' losses.
     value : {"primitive", "surrogate"}
         As for `gce.loss`.
-    threshold, label_smoothing : float
+    threshold, label_smoothing, z_loss : float
         As for `gce.loss`. An ONNX attribute is a float32, and the operator takes its value:
         ``numpy.float32(0.1)`` is what ``threshold=0.1`` means here.
     ignore_index : int, optional
@@ -71,17 +72,17 @@ def loss_node(
     >>> print(node.op_type, list(node.output))
     GammaCrossEntropyLoss ['loss', 'grad']
     """
-    for argument, number in (("threshold", threshold), ("label_smoothing", label_smoothing)):
-        if np.ndim(number) != 0:
-            raise TypeError(f"{argument} has shape {np.shape(number)}, expected a number")
-    attributes: dict[str, Any] = {
-        "reduction": reduction,
-        "value": value,
+    numbers: dict[str, Any] = {
         "threshold": threshold,
         "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
     }
+    for argument, number in numbers.items():
+        if np.ndim(number) != 0:
+            raise TypeError(f"{argument} has shape {np.shape(number)}, expected a number")
+    attributes: dict[str, Any] = {"reduction": reduction, "value": value, **numbers}
     check_attributes({**attributes, "ignore_index": ignore_index})
-    attributes |= {name: float(attributes[name]) for name in ("threshold", "label_smoothing")}
+    attributes |= {name: float(number) for name, number in numbers.items()}
     if ignore_index is not None:
         attributes["ignore_index"] = int(ignore_index)
     return onnx.helper.make_node(

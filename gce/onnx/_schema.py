@@ -49,6 +49,7 @@ def _attributes() -> list[defs.OpSchema.Attribute]:
         attribute("value", make("value", "primitive"), "'primitive' or 'surrogate'"),
         attribute("threshold", make("threshold", 0.0), "b, least gradient weight, in [0, 1]"),
         attribute("label_smoothing", make("label_smoothing", 0.0), "epsilon, in [0, 1]"),
+        attribute("z_loss", make("z_loss", 0.0), "lambda of lambda logsumexp(scores)^2, >= 0"),
         attribute(
             "ignore_index",
             defs.OpSchema.AttrType.INT,

@@ -68,6 +68,8 @@ struct RowProblem {
   double smooth_scale;
   double label_smoothing;
 
+  double z_loss;  // lambda
+
   int32_t value;      // a gce_value
   int32_t reduction;  // a gce_reduction
   bool has_ignore_index;

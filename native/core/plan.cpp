@@ -156,6 +156,7 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   rows_.weight = static_cast<const char*>(problem.weight.data);
   rows_.weight_dtype = problem.weight.dtype;
   rows_.weight_stride = rows_.weight != nullptr ? problem.weight.strides[0] : 0;
+  rows_.z_loss = problem.z_loss;
   rows_.value = problem.value;
   rows_.reduction = problem.reduction;
   rows_.has_ignore_index = problem.has_ignore_index != 0;

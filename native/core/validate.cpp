@@ -139,6 +139,9 @@ void check_options(const gce_problem& p) {
     }
   }
   require_unit_range("label_smoothing", "", p.label_smoothing);
+  if (!(p.z_loss >= 0.0) || std::isinf(p.z_loss)) {
+    fail(GCE_VALUE_ERROR, "z_loss = ", p.z_loss, ", expected a finite number >= 0");
+  }
   if (p.has_normalizer) {
     if (p.reduction != GCE_REDUCTION_MEAN) {
       fail(GCE_VALUE_ERROR, "normalizer = ", p.normalizer,

@@ -66,6 +66,7 @@ void set_normalizer(Call* c, PyObject* o) {
 void set_label_smoothing(Call* c, PyObject* o) {
   c->problem.label_smoothing = number_of("label_smoothing", o);
 }
+void set_z_loss(Call* c, PyObject* o) { c->problem.z_loss = number_of("z_loss", o); }
 void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
 void set_out(Call* c, PyObject* o) { c->out.take_output("out", o); }
 void set_num_threads(Call* c, PyObject* o) { c->num_threads = thread_count_of(o); }
@@ -132,6 +133,15 @@ constexpr Option kOptions[] = {
      "eps, 0 <= eps <= 1: the part of each row's loss that is spread over all classes, which\n"
      "becomes ``(1 - eps) weight[target] L + (eps / V) sum(weight * -log(softmax(z)))``: TaiLr's\n"
      "form, and PyTorch's at gamma = 0. The mean's divisor stays the same."},
+    {"z_loss",
+     "0.0",
+     None::kIsAnError,
+     {set_z_loss},
+     kLosses,
+     "float",
+     "lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss, which keeps the logits "
+     "from\n"
+     "drifting. `sample_weight` multiplies it, class weights do not."},
     {"reduction",
      "\"mean\"",
      None::kIsAnError,

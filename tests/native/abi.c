@@ -143,6 +143,7 @@ static void defaults(void) {
   CHECK(p.has_ignore_index == 0);
   CHECK(p.has_normalizer == 0);
   CHECK(p.label_smoothing == 0.0);
+  CHECK(p.z_loss == 0.0);
   CHECK(p.logits.data == NULL && p.gamma.data == NULL && p.loss.data == NULL &&
         p.grad.data == NULL);
 }
@@ -225,6 +226,9 @@ static void errors(void) {
   p.label_smoothing = NAN;
   EXPECT_ERROR(GCE_VALUE_ERROR, "label_smoothing = nan, expected 0 <= label_smoothing <= 1");
   p.label_smoothing = 0.0;
+  p.z_loss = -1.0;
+  EXPECT_ERROR(GCE_VALUE_ERROR, "z_loss = -1, expected a finite number >= 0");
+  p.z_loss = 0.0;
   p.axis = 2;
   EXPECT_ERROR(GCE_VALUE_ERROR, "axis = 2, expected -2 <= axis < 2 for logits of shape (8, 10)");
   p.axis = -1;

@@ -191,6 +191,7 @@ gce_status set_options(const Request& request, gce_problem* problem) {
   if (request.reals.count("label_smoothing")) {
     problem->label_smoothing = request.reals.at("label_smoothing");
   }
+  if (request.reals.count("z_loss")) problem->z_loss = request.reals.at("z_loss");
 
   gce_reduction reduction = GCE_REDUCTION_MEAN;
   gce_value value = GCE_VALUE_PRIMITIVE;

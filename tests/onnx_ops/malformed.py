@@ -354,6 +354,8 @@ CASES: dict[str, tuple[Case, str]] = {
         "label_smoothing = -0.5, expected 0 <=",
     ),
     "label smoothing infinite": (Case(label_smoothing=float("inf")), "label_smoothing = inf"),
+    "z-loss below 0": (Case(z_loss=-0.5), "z_loss = -0.5, expected a finite number >= 0"),
+    "z-loss NaN": (Case(z_loss=float("nan")), "z_loss = nan"),
     "smallest ignore_index": (Case(ignore_index=-(2**63)), "ok"),
     "unknown attribute": (Case(gama=1), ""),
 }
@@ -374,6 +376,7 @@ OWN_TYPES = {
     "value": "string",
     "threshold": "float",
     "label_smoothing": "float",
+    "z_loss": "float",
     "ignore_index": "int",
 }
 for _name, _own in OWN_TYPES.items():

@@ -171,7 +171,7 @@ def numpy_op(
 ) -> list[Any]:
     """What `run_op` is to give: `gce.loss_and_grad`, the loss rounded to the scores' dtype."""
     options = {"ignore_index": None, **attributes}
-    for name in ("threshold", "label_smoothing"):  # float32 in an ONNX attribute
+    for name in ("threshold", "label_smoothing", "z_loss"):  # float32 in an ONNX attribute
         if name in options:
             options[name] = np.float32(options[name])
     loss, grad = gce.loss_and_grad(scores, labels, gamma, weight=weights, axis=1, **options)

@@ -70,6 +70,7 @@ def test_every_opset(opset):
     arguments = problem(np.random.default_rng(1), FLOATS[0], (5, 4, 2), weights=True, ignored=-1)
     for reduction in ("mean", "none"):
         options = {"reduction": reduction, "ignore_index": -1, "label_smoothing": 0.25}
+        options["z_loss"] = 0.125
         assert_close(run(arguments, opset=opset, **options), numpy_op(**arguments, **options))
 
 
@@ -81,6 +82,7 @@ def test_options_combined(dtype):
         "value": ["primitive", "surrogate"],
         "threshold": [0.0, 0.25, 1.0],
         "label_smoothing": [0.0, 0.125, 1.0],
+        "z_loss": [0.0, 0.125],
         "ignore_index": [-100, 1],
     }
     for _ in range(50):
@@ -128,10 +130,11 @@ def test_nan_and_infinity_stay_in_their_row():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.25])
-def test_masked_classes(smoothing):
+@pytest.mark.parametrize("z_loss", [0.0, 0.25])
+def test_masked_classes(smoothing, z_loss):
     scores = np.array([[0.0, -np.inf, 1.0], [2.0, -np.inf, 1.0]], "f4")
     arguments = {"scores": scores, "labels": np.array([0, 2]), "gamma": np.array(0.5)}
-    options = {"label_smoothing": smoothing, "reduction": "none"}
+    options = {"label_smoothing": smoothing, "z_loss": z_loss, "reduction": "none"}
     assert_close(run(arguments, **options), numpy_op(**arguments, **options))
     arguments["weights"] = np.array([1.0, 0.0, 2.0], "f4")  # no weight, no part of the sum
     found = run(arguments, **options)

@@ -61,6 +61,7 @@ ATTRIBUTES: dict[str, list[Any]] = {
     "value": ["primitive", "surrogate"],
     "threshold": [0.0, 0.2, 1.0],
     "label_smoothing": [0.0, 0.1, 1.0],
+    "z_loss": [0.0, 1e-4, 0.5],
     "ignore_index": [-100, 0, -1],
 }
 
@@ -101,11 +102,12 @@ def test_special_scores():
     )
     labels = np.array([1, 0, 1, 1])
     for gamma, reduction in itertools.product((0.0, 1e-30, 0.5, 1.0), REDUCTIONS):
-        for smoothing in (0.0, 0.25):
+        for smoothing, z_loss in ((0.0, 0.0), (0.25, 0.0), (0.0, 0.5)):
             check(
                 {"scores": scores, "labels": labels, "gamma": np.array(gamma)},
                 reduction=reduction,
                 label_smoothing=smoothing,
+                z_loss=z_loss,
             )
 
 

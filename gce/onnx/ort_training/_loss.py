@@ -38,7 +38,7 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
         Any float; with the default, what ``numpy.array(0.5)`` is.
     gamma_per_row : bool
         Whether γ is of the labels' shape, and not a scalar.
-    reduction, value, threshold, label_smoothing, ignore_index
+    reduction, value, threshold, label_smoothing, z_loss, ignore_index
         As for `gce.onnx.loss_node`. What ``reduction="none"`` gives must still be made a scalar, by
         ``onnxblock.blocks.ReduceMean`` say: of a loss that is none, ONNX Runtime trains the sum.
 
@@ -87,6 +87,7 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
         value: Value = "primitive",
         threshold: float = 0.0,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
@@ -95,6 +96,7 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
             "value": value,
             "threshold": threshold,
             "label_smoothing": label_smoothing,
+            "z_loss": z_loss,
             "ignore_index": ignore_index,
         }
         # Wrong options are the caller's here, and not a surprise in the middle of `build`.

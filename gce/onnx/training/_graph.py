@@ -137,8 +137,8 @@ def training_graph(
         clipped, and the norm is computed.
     **options
         Of the loss: ``axis``, ``weights`` (numbers), ``gamma_per_row``, ``reduction`` ("mean" or
-        "sum"), ``value``, ``threshold``, ``label_smoothing`` and ``ignore_index``, as for
-        `gce.onnx.attach_loss`.
+        "sum"), ``value``, ``threshold``, ``label_smoothing``, ``z_loss`` and ``ignore_index``, as
+        for `gce.onnx.attach_loss`.
 
     Returns
     -------

@@ -124,7 +124,8 @@ inline EpilogueNeeds needs_of(const RowProblem& p) {
           p.arrays[kLogsumexp].data != nullptr || p.arrays[kTargetLogProb].data != nullptr,
           p.arrays[kGrad].data != nullptr,
           p.value == GCE_VALUE_SURROGATE,
-          p.smooth_weights != nullptr};
+          p.smooth_weights != nullptr,
+          p.z_loss != 0.0};
 }
 
 // One worker: takes chunks until there are none, with its own scratch and tile. Of contiguous rows, the second pass over

@@ -6,6 +6,7 @@
 //   primitive  L = -log(gamma + d p) / d, and below t* = b gamma / (1 - b d): L(t*) + b (log t* - l)
 //   surrogate  L = w_b (-l)
 //   with label smoothing eps, the row's loss is (1 - eps) c_y L + (eps / V) sum_v c_v (-log q_v)
+//   with z-loss lambda, lambda logsumexp(z)^2 more, and the gradient 2 lambda logsumexp(z) q
 //
 // Everything starts from 1 - p = (sum of the other exponentials) / sum and from l, never from a rounded p.
 // Source: arXiv 2302.13344; the primitive is the antiderivative of its thresholded weight.
@@ -193,9 +194,12 @@ struct EpilogueNeeds {
   bool grad;
   bool surrogate;
   bool smoothed;
+  bool z_loss;
 
   // What CommonEpilogue can do, as far as that is the same for all rows.
-  bool may_be_common() const { return !statistics && !surrogate && !smoothed && divisor > 1e-300; }
+  bool may_be_common() const {
+    return !statistics && !surrogate && !smoothed && !z_loss && divisor > 1e-300;
+  }
 };
 
 // weight times value, 0 where the weight is 0: an infinite loss that does not count is none.
@@ -234,7 +238,8 @@ class GeneralEpilogue {
       const F64 weight =
           grad_weight(stats.gamma_over_p, load(t_.gamma + r), load(t_.threshold + r));
       const Mask64 ignored = negative(t_.target + r);
-      if (needs_.loss || needs_.statistics) write_loss(r, row, stats, weight, shift, ignored);
+      if (needs_.loss || needs_.statistics || needs_.z_loss)
+        write_loss(r, row, stats, weight, shift, ignored);
       if (needs_.grad) write_grad(r, row, stats, weight, ignored);
     }
     if (needs_.grad) narrow_grad();
@@ -277,21 +282,25 @@ class GeneralEpilogue {
     const F64 b = load(t_.threshold + r);
     F64 log_sum = zero;
     F64 log_p = zero;
-    if (needs_.statistics || needs_.surrogate || any(gamma < broadcast(kTinyGamma)) ||
-        any(zero < b)) {
+    if (needs_.statistics || needs_.surrogate || needs_.z_loss ||
+        any(gamma < broadcast(kTinyGamma)) || any(zero < b)) {
       log_sum = log(row.sum_high + row.sum_low) * broadcast(1.0 + Log2E<Vector>::kStretch);
       log_p = log_prob(stats.prob, mul_add(stats.x, broadcast(kLn2), zero - log_sum));
     }
     const F64 of_target = needs_.surrogate ? surrogate_loss(log_p, weight)
                                            : primitive_loss(stats.prob, log_p, gamma, b);
     const F64 row_weight = load(t_.row_weight + r);
-    const F64 of_row = needs_.smoothed ? counted_loss(row_weight, of_target) + smooth_loss(r, row)
-                                       : of_target * row_weight;
-    const F64 loss = select(ignored, zero, one_nan(of_row));
+    F64 of_row = needs_.smoothed ? counted_loss(row_weight, of_target) + smooth_loss(r, row)
+                                 : of_target * row_weight;
     const F64 to_natural = broadcast(1.0 / static_cast<double>(Log2E<Vector>::kValue));
+    const F64 logsumexp = shift + mul_add(row.reference, to_natural, log_sum);
+    if (needs_.z_loss) {
+      of_row = of_row + counted_loss(load(t_.z_weight + r), logsumexp * logsumexp);
+    }
+    const F64 loss = select(ignored, zero, one_nan(of_row));
     store(t_.loss + r, loss);
     store(t_.target_log_prob + r, select(ignored, zero, one_nan(log_p)));
-    store(t_.logsumexp + r, one_nan(shift + mul_add(row.reference, to_natural, log_sum)));
+    store(t_.logsumexp + r, one_nan(logsumexp));
   }
 
   // Label smoothing's part, with m the row's maximum:
@@ -318,6 +327,12 @@ class GeneralEpilogue {
       factor = slope + of_all;
       at_target = at_target + (of_all * stats.prob.p - smooth * load(t_.class_weight + r));
       store(offset_ + (r - begin_), select(ignored, zero, zero - smooth));
+    }
+    if (needs_.z_loss) {
+      const F64 of_all = (load(t_.z_weight + r) / divisor) * upstream *
+                         (load(t_.logsumexp + r) + load(t_.logsumexp + r));
+      factor = factor + of_all;
+      at_target = at_target + of_all * stats.prob.p;
     }
     factor = select(ignored, zero, one_nan(factor / (row.sum_high + row.sum_low)));
     const F64 one = broadcast(1.0);

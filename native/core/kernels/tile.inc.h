@@ -28,6 +28,7 @@ struct Tile {
   // for label smoothing: sample weight eps smooth_scale / V; class weight of the target / smooth_scale
   double smooth_weight[kSize];
   double class_weight[kSize];
+  double z_weight[kSize];  // sample weight times lambda of the z-loss
   double upstream[kSize];  // grad_output
 
   // from the first pass: sum_v e_v = sum_high + sum_low, e_v = 2^((z_v - shift) log2(e) - reference)
@@ -197,6 +198,7 @@ void fill_constants(const RowProblem& problem, Tile<Storage>* tile) {
     tile->inverse_delta[r] = inverse_delta;
     tile->threshold[r] = problem.arrays[kThreshold].constant;
     tile->row_weight[r] = problem.arrays[kSampleWeight].constant;
+    tile->z_weight[r] = problem.arrays[kSampleWeight].constant * problem.z_loss;
     tile->upstream[r] = problem.arrays[kGradOutput].constant;
     tile->smooth_weight[r] = tile->class_weight[r] = 0;
     tile->maximum[r] = tile->shift[r] = tile->reference[r] = tile->target_logit[r] = 0;
@@ -228,6 +230,9 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   }
   if (weights_vary(problem)) {
     read_option(problem, cursor, kSampleWeight, n, tile->row_weight + at);
+  }
+  if (problem.z_loss != 0.0 && problem.arrays[kSampleWeight].varies) {
+    for (int64_t r = at; r < at + n; ++r) tile->z_weight[r] = tile->row_weight[r] * problem.z_loss;
   }
 
   char* const logits = cursor.pointer(kLogits);

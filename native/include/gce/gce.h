@@ -96,6 +96,7 @@ typedef struct gce_array {
  *   grad_output    upstream gradient: 0-d, or the targets' shape with reduction none; absent = 1
  *   label_smoothing  eps in [0, 1]: a row's loss is (1 - eps) c[y] L + (eps / V) sum_v c[v] (-log q[v]), times
  *                  its sample weight; the sum leaves out classes with c[v] = 0
+ *   z_loss         lambda >= 0, finite: adds lambda logsumexp(z)^2 to a row's loss, times its sample weight
  *   normalizer     the divisor of the mean, if has_normalizer; finite and > 0
  *   ignore_index   rows with this target have loss 0 and gradient 0, if has_ignore_index
  *   axis           class axis, -ndim <= axis < ndim
@@ -117,6 +118,7 @@ typedef struct gce_problem {
   gce_array grad_output;
   double normalizer;
   double label_smoothing; /* 0: none */
+  double z_loss;          /* 0: none */
   int64_t ignore_index;
   int32_t has_normalizer;
   int32_t has_ignore_index;
