@@ -139,9 +139,8 @@ constexpr Option kOptions[] = {
      {set_z_loss},
      kLosses,
      "float",
-     "lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss, which keeps the logits "
-     "from\n"
-     "drifting. `sample_weight` multiplies it, class weights do not."},
+     "lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss, so that logits do not\n"
+     "drift. `sample_weight` multiplies it, class weights do not."},
     {"reduction",
      "\"mean\"",
      None::kIsAnError,
