@@ -24,7 +24,7 @@ from test_accuracy import GAMMAS, HALVES, LIMITS, THRESHOLDS, assert_within, lar
 from test_determinism import DTYPES, REDUCTIONS, SHAPES, bits, part, problem
 from test_ieee import AXES, LARGEST, as_dtype, logits_of, run
 from test_layouts import LAYOUTS, Problem, assert_same_bits
-from test_reference import DIFFERENCE_TOLERANCE, STEP, finite_differences, random_rows
+from test_reference import DIFFERENCE_TOLERANCE, check_gradients, random_rows
 
 # Around the lanes of every ISA, the groups of four vectors, the 32 or 64 classes up to which rows
 # are transposed, and blocks of 1024.
@@ -388,16 +388,8 @@ def test_the_gradient_is_that_of_the_loss(isa, gamma, epsilon):
     logits, targets = random_rows()
     options = {"gamma": gamma, "threshold": 0.3, "label_smoothing": epsilon, "reduction": "none"}
     options |= {"weight": np.linspace(0.0, 1.0, 7), "sample_weight": np.linspace(0.5, 1.0, 12)}
-    for loss_and_grad, loss in (
-        (gce.loss_and_grad, gce.loss),
-        (reference.loss_and_grad, reference.loss),
-    ):
-        _, grad = loss_and_grad(logits, targets, **options)
-        # The tolerance's reasons hold for the whole: no weight is above 1.
-        differences = finite_differences(
-            lambda z, loss=loss: loss(z, targets, **options), logits, STEP
-        )
-        np.testing.assert_allclose(grad, differences, rtol=0.0, atol=DIFFERENCE_TOLERANCE)
+    # The tolerance's reasons hold for the whole: no weight is above 1.
+    check_gradients(logits, targets, options, DIFFERENCE_TOLERANCE)
 
 
 # --- infinities, NaN, huge logits -----------------------------------------------------------------

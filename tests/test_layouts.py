@@ -527,6 +527,32 @@ def test_gradients_of_columns_larger_than_the_caches(isa, dtype, classes):
         assert np.isnan(memory[:first]).all() and np.isnan(memory[first + out.size :]).all()
 
 
+@pytest.mark.parametrize("classes", [2, 21, 100])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_columns_that_share_cache_lines(isa, dtype, classes):
+    # As above, where each class begins at another place of a line: of two tiles, where one ends and
+    # the next begins.
+    itemsize = DTYPES[dtype].itemsize
+    inner = 2**24 // (3 * classes * itemsize) | 1
+    rng = np.random.default_rng(0)
+    logits = np.resize(rng.normal(size=9973).astype(DTYPES[dtype]), (3, classes, inner))
+    logits[rng.integers(0, 3, 50), 1, rng.integers(0, inner, 50)] = np.nan
+    targets = rng.integers(0, classes, size=(3, inner))
+    targets[:, ::17] = -100
+    rows = np.ascontiguousarray(np.moveaxis(logits, 1, -1))
+    loss, grad = gce.loss_and_grad(rows, targets, 0.4)
+    want = np.moveaxis(grad, -1, 1)
+    for first, gap, threads in ((0, 0, 1), (1, 0, 3), (7, 3, 2), (29, 64, 1)):
+        memory = np.full(3 * classes * (inner + gap) + 64, -7, DTYPES[dtype])
+        out = memory[first : first + 3 * classes * (inner + gap)]
+        out = out.reshape(3, classes, inner + gap)[..., :inner]
+        options = {"axis": 1, "out": out, "num_threads": threads}
+        assert_same_bits(gce.loss_and_grad(logits, targets, 0.4, **options)[0], loss)
+        assert_same_bits(out, want)
+        out[...] = -7
+        assert (memory == -7).all()
+
+
 # --- memory that must not be touched --------------------------------------------------------------
 
 # Arrays that end with a page, or begin with one, next to pages that nobody may even read.
@@ -695,29 +721,3 @@ def test_pointwise(engine, op, dtype):
         assert_same_bits(np.array(one_by_one, dtype), expected)
         backwards = [np.ascontiguousarray(array[::-1])[::-1] for array in (log_p, *rest)]
         assert_same_bits(engine.pointwise(op, *backwards), expected)
-
-
-@pytest.mark.parametrize("classes", [2, 21, 100])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_columns_that_share_cache_lines(isa, dtype, classes):
-    # As above, where each class begins at another place of a line: of two tiles, where one ends and
-    # the next begins.
-    itemsize = DTYPES[dtype].itemsize
-    inner = 2**24 // (3 * classes * itemsize) | 1
-    rng = np.random.default_rng(0)
-    logits = np.resize(rng.normal(size=9973).astype(DTYPES[dtype]), (3, classes, inner))
-    logits[rng.integers(0, 3, 50), 1, rng.integers(0, inner, 50)] = np.nan
-    targets = rng.integers(0, classes, size=(3, inner))
-    targets[:, ::17] = -100
-    rows = np.ascontiguousarray(np.moveaxis(logits, 1, -1))
-    loss, grad = gce.loss_and_grad(rows, targets, 0.4)
-    want = np.moveaxis(grad, -1, 1)
-    for first, gap, threads in ((0, 0, 1), (1, 0, 3), (7, 3, 2), (29, 64, 1)):
-        memory = np.full(3 * classes * (inner + gap) + 64, -7, DTYPES[dtype])
-        out = memory[first : first + 3 * classes * (inner + gap)]
-        out = out.reshape(3, classes, inner + gap)[..., :inner]
-        options = {"axis": 1, "out": out, "num_threads": threads}
-        assert_same_bits(gce.loss_and_grad(logits, targets, 0.4, **options)[0], loss)
-        assert_same_bits(out, want)
-        out[...] = -7
-        assert (memory == -7).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mpmath as mp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
+import gce
 import oracle
 from gce import reference
 
@@ -65,6 +68,16 @@ def finite_differences(function, logits: np.ndarray, step: float) -> np.ndarray:
 # With step 1e-5: rounding of values up to 20 gives 3.6e-15 / 1e-5 = 4e-10, the third derivative
 # (at most 1 in size) 1e-10 / 6. A wrong term or factor shows as 1e-3 and more.
 STEP, DIFFERENCE_TOLERANCE = 1e-5, 1e-9
+
+
+def check_gradients(logits, targets, options: dict[str, Any], tolerance: float) -> None:
+    """The gradients of `gce` and of the reference are the differences of their losses."""
+    for module in (gce, reference):
+        _, grad = module.loss_and_grad(logits, targets, **options)
+        differences = finite_differences(
+            lambda z, module=module: module.loss(z, targets, **options), logits, STEP
+        )
+        np.testing.assert_allclose(grad, differences, rtol=0.0, atol=tolerance)
 
 
 # --- derivatives -----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from faults import arguments, call_in_vain
 from gce import reference
 from test_accuracy import GAMMAS, LIMITS, THRESHOLDS, assert_within, rows_of
 from test_layouts import DTYPES, assert_same_bits
-from test_reference import DIFFERENCE_TOLERANCE, STEP, finite_differences, random_rows
+from test_reference import DIFFERENCE_TOLERANCE, check_gradients, random_rows
 
 CLASSES = (1, 2, 3, 7, 10, 17, 33, 65, 127, 1025)
 EMULATED_CLASSES = (2, 9, 33, 65)
@@ -56,15 +56,7 @@ def test_the_gradient_is_that_of_the_loss(isa, gamma):
     options: dict[str, Any] = {"gamma": gamma, "threshold": 0.3, "z_loss": 0.05}
     options |= {"weight": np.linspace(0.0, 1.0, 7), "sample_weight": np.linspace(0.5, 1.0, 12)}
     options |= {"label_smoothing": 0.1, "reduction": "none"}
-    for loss_and_grad, loss in (
-        (gce.loss_and_grad, gce.loss),
-        (reference.loss_and_grad, reference.loss),
-    ):
-        _, grad = loss_and_grad(logits, targets, **options)
-        differences = finite_differences(
-            lambda z, loss=loss: loss(z, targets, **options), logits, STEP
-        )
-        np.testing.assert_allclose(grad, differences, rtol=0.0, atol=2 * DIFFERENCE_TOLERANCE)
+    check_gradients(logits, targets, options, 2 * DIFFERENCE_TOLERANCE)
 
 
 def test_against_pytorch(isa):

@@ -88,8 +88,8 @@ struct RowProblem {
   int64_t kept_stride;  // between rows
   int64_t ring_rows;  // of kRowsDirect: how many rows later the second pass is, 0 if there is none
   int64_t ring_offset;
-  int64_t
-      line_count;  // of columns: cache lines of the gradient that are streamed when two tiles have filled them
+  // Of columns: cache lines of the gradient that are streamed when two tiles have filled them.
+  int64_t line_count;
   int64_t lines_offset;
 };
 

@@ -212,7 +212,7 @@ inline bool have_sizes_from(float least, const float* factors, int64_t rows) {
   bool found = true;
   for (int64_t r = 0; r < rows; r += F32::kLanes) {
     const F32 factor = load(factors + r);
-    const F32 size = select(factor == zero, broadcast(1.0f), max(factor, zero - factor));
+    const F32 size = select(factor == zero, broadcast(1.0f), magnitude_of(factor));
     found = found && all(broadcast(least) < size) && all(size < broadcast(kMostFactor));
   }
   return found;

@@ -148,7 +148,10 @@ inline F64 grad_weight(F64 gamma_over_p, F64 gamma, F64 b) {
   return max(b, one / ((one - gamma) + gamma_over_p));  // keeps NaN
 }
 
-inline F64 magnitude_of(F64 x) { return max(x, broadcast(0.0) - x); }
+template <class Vector>
+inline Vector magnitude_of(Vector x) {
+  return max(x, broadcast(typename Vector::Scalar(0)) - x);
+}
 
 // Below it a row's exponentials give a gradient of 0, for factor times the exponential and a sum in
 // [2^raised, 2^(raised + 1)): there it would be subnormal, which is slow and no use, as long as what is lost is below

@@ -79,6 +79,9 @@ GCE_EACH Numbers one_nan(const Numbers& x) {
 GCE_EACH Numbers exponent_of(const Numbers& x) {
   return each([&](int u) { return exponent_of(x.of[u]); });
 }
+GCE_EACH Numbers magnitude_of(const Numbers& x) {
+  return each([&](int u) { return magnitude_of(x.of[u]); });
+}
 GCE_EACH Numbers power(const Numbers& shifted) {
   return each([&](int u) { return power(shifted.of[u]); });
 }
@@ -179,7 +182,7 @@ class CommonEpilogue {
       const Numbers factor = select(ignored, zero, one_nan(slope * inverse_sum));
       put(t_.grad_factor + r, factor);
       put(t_.grad_scale + r, one);
-      const Numbers size = max(factor, zero - factor);
+      const Numbers size = magnitude_of(factor);
       if (!all(every(kLeastNormal<F32>) < size)) {
         const Marks by_scale = (zero < size) & (size < every(kLeastNormal<F32>));
         put(t_.grad_factor + r, select(by_scale, factor * power(raised + magic), factor));

@@ -3,9 +3,9 @@
 namespace gce {
 namespace {
 
-constexpr int64_t kMaxTileRows =
-    64;  // a multiple of what the epilogue takes at once: it has no tail
-constexpr int kEpilogueVectors = 2;  // which is this many
+// A multiple of what the epilogue takes at once, which is so many vectors: it has no tail.
+constexpr int64_t kMaxTileRows = 64;
+constexpr int kEpilogueVectors = 2;
 
 template <class Storage>
 struct Tile {
