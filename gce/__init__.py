@@ -2,7 +2,8 @@
 
 One number gamma leads from cross-entropy (0) to smooth accuracy (1). `loss` and `loss_and_grad`
 work on logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on
-log-probabilities; `row_stats` tells what a batch's rows look like. `schedules` anneal gamma,
+log-probabilities; `row_stats` tells what a batch's rows look like, `loss_gamma_grad` how the loss
+changes with gamma, `hvp` how the gradient changes with the logits. `schedules` anneal gamma,
 `presets` holds published settings, `onnx` is the same loss inside ONNX models, and `reference` the
 same in plain numpy.
 """
@@ -19,26 +20,31 @@ from gce._native import (
     gamma_grad,
     get_num_threads,
     grad_weight,
+    hvp,
     loss,
     loss_and_grad,
     loss_from_log_prob,
+    loss_gamma_grad,
     row_stats,
     set_num_threads,
 )
-from gce._types import RowStats
+from gce._types import LossStats, RowStats
 
 if TYPE_CHECKING:
     from gce import onnx, reference
 
 __all__ = [
+    "LossStats",
     "RowStats",
     "__version__",
     "gamma_grad",
     "get_num_threads",
     "grad_weight",
+    "hvp",
     "loss",
     "loss_and_grad",
     "loss_from_log_prob",
+    "loss_gamma_grad",
     "onnx",
     "presets",
     "reference",

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gce._types import Reduction, RowStats, Value
+from gce._types import LossStats, Reduction, RowStats, Value
 
 __version__: str
 compiler: str
@@ -30,9 +30,11 @@ def loss(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: float | None = None,
     axis: int = -1,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> np.float32: ...
 @overload
@@ -48,9 +50,11 @@ def loss(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["none"],
     normalizer: float | None = None,
     axis: int = -1,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> NDArray[np.float32]: ...
 @overload
@@ -66,9 +70,11 @@ def loss(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: float | None = None,
     axis: int = -1,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> np.float64: ...
 @overload
@@ -84,9 +90,11 @@ def loss(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["none"],
     normalizer: float | None = None,
     axis: int = -1,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> NDArray[np.float64]: ...
 @overload
@@ -102,9 +110,11 @@ def loss(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: float | None = None,
     axis: int = -1,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> np.floating[Any]: ...
 @overload
@@ -120,9 +130,11 @@ def loss(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["none"],
     normalizer: float | None = None,
     axis: int = -1,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> NDArray[Any]: ...
 @overload
@@ -138,11 +150,33 @@ def loss(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
     axis: int = -1,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> Any: ...
+@overload
+def loss(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    return_stats: Literal[True],
+    num_threads: int | None = None,
+) -> tuple[Any, LossStats]: ...
 @overload
 def loss_and_grad(
     logits: NDArray[np.float32],
@@ -156,11 +190,13 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[np.float32] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[np.float32, NDArray[np.float32]]: ...
 @overload
@@ -176,11 +212,13 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["none"],
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[np.float32] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 @overload
@@ -196,11 +234,13 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[np.float16] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[np.float32, NDArray[np.float16]]: ...
 @overload
@@ -216,11 +256,13 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["none"],
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[np.float16] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float16]]: ...
 @overload
@@ -236,11 +278,13 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[np.float64] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[np.float64, NDArray[np.float64]]: ...
 @overload
@@ -256,11 +300,13 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["none"],
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[np.float64] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 @overload
@@ -276,11 +322,13 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[Any] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[np.floating[Any], NDArray[Any]]: ...
 @overload
@@ -296,11 +344,13 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Literal["none"],
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[Any] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 @overload
@@ -316,13 +366,37 @@ def loss_and_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
     axis: int = -1,
     grad_output: ArrayLike = 1.0,
     out: NDArray[Any] | None = None,
+    return_stats: Literal[False] = False,
     num_threads: int | None = None,
 ) -> tuple[Any, NDArray[Any]]: ...
+@overload
+def loss_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[Any] | None = None,
+    return_stats: Literal[True],
+    num_threads: int | None = None,
+) -> tuple[Any, NDArray[Any], LossStats]: ...
 def row_stats(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -331,6 +405,49 @@ def row_stats(
     axis: int = -1,
     num_threads: int | None = None,
 ) -> RowStats: ...
+
+# float64: a number for a scalar gamma, else an array.
+def loss_gamma_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    grad_output: ArrayLike = 1.0,
+    num_threads: int | None = None,
+) -> Any: ...
+def hvp(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    vector: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    grad_output: ArrayLike = 1.0,
+    gauss_newton: bool = False,
+    out: NDArray[Any] | None = None,
+    num_threads: int | None = None,
+) -> NDArray[Any]: ...
 
 # (log_p, gamma, threshold), (log_p, gamma, threshold) and (log_p, gamma).
 loss_from_log_prob: np.ufunc

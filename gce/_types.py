@@ -29,3 +29,23 @@ class RowStats(NamedTuple):
     target_log_prob: NDArray[Any]
     logsumexp: NDArray[Any]
     argmax: NDArray[np.int64]
+
+
+class LossStats(NamedTuple):
+    """What the pass of a loss tells about each row beside it, with ``return_stats=True``.
+
+    Every field has the targets' shape: the logits' shape without the class axis.
+
+    Attributes
+    ----------
+    target_log_prob, logsumexp, argmax
+        As in `RowStats`; ``(stats.argmax == targets).mean()`` is the accuracy.
+    grad_weight : array of float
+        ``w_b``, by which the loss scales cross-entropy's gradient of the row: near 0 for a target
+        that the model does not believe. Without class and sample weights; 0 for an ignored row.
+    """
+
+    target_log_prob: NDArray[Any]
+    logsumexp: NDArray[Any]
+    argmax: NDArray[np.int64]
+    grad_weight: NDArray[Any]

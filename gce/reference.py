@@ -43,6 +43,7 @@ __all__ = [
     "loss",
     "loss_and_grad",
     "loss_from_log_prob",
+    "loss_gamma_grad",
     "row_stats",
     "surrogate_from_log_prob",
 ]
@@ -513,6 +514,70 @@ label_smoothing, z_loss, reduction, normalizer, axis
     result, divisor = _reduce(row_loss, row_weight, reduction, normalizer)
     grad = np.zeros_like(row_grad) if divisor == 0.0 else row_grad / divisor
     return _plain(result), np.moveaxis(grad, -1, axis)
+
+
+@np.errstate(all="ignore")
+def loss_gamma_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    grad_output: ArrayLike = 1.0,
+) -> Doubles:
+    """Differentiate the reduced loss in γ.
+
+    Parameters
+    ----------
+    logits, targets, gamma, threshold, weight, sample_weight, ignore_index, label_smoothing, \
+reduction, normalizer, axis, grad_output
+        As for `loss_and_grad`.
+
+    Returns
+    -------
+    float64 array of the shape of gamma (a scalar for a scalar)
+        ``grad_output · sample_weight · (1 - ε) c_y dL/dγ`` of each row, for "mean" divided as the
+        loss is; for a scalar γ the sum over rows.
+
+    Raises
+    ------
+    IndexError
+        A target of V or more.
+    ValueError
+        An unknown `reduction`; and by numpy, where the shapes do not fit or V is 0.
+
+    Notes
+    -----
+    Below ``t* = bγ / (1 - bδ)`` the loss is ``L(t*) + b (log t* - ℓ)``. Its derivative in γ is that
+    of L at t*: what t* moves by counts b both ways.
+
+    Examples
+    --------
+    >>> from gce import reference
+    >>> print(reference.loss_gamma_grad([[0.0, 0.0]], [0], 1.0))
+    -0.125
+    """
+    z, y, counted = _rows(logits, targets, axis, ignore_index)
+    gamma, threshold, upstream = _doubles(gamma, threshold, grad_output)
+    c = np.ones(z.shape[-1]) if weight is None else np.asarray(weight, np.float64)
+    per_row = np.float64(1.0) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    row_weight = np.where(counted, c[y] * per_row, 0.0)
+    log_p = _of_target(_softmax(z)[0], y)
+    one_minus_b_delta = 1.0 - threshold * (1.0 - gamma)
+    log_t = np.log(threshold) + _log_s_star(gamma, threshold, one_minus_b_delta)
+    slope = gamma_grad(np.where(log_p < log_t, log_t, log_p), gamma)
+    row_grad = _weighted(upstream * (1.0 - label_smoothing) * row_weight, slope)
+    row_grad = np.where(counted, row_grad, 0.0)
+    divisor = _reduce(np.zeros_like(row_weight), row_weight, reduction, normalizer)[1]
+    row_grad = np.zeros_like(row_grad) if divisor == 0.0 else row_grad / divisor
+    return _plain(np.asarray(np.sum(row_grad) if gamma.ndim == 0 else row_grad))
 
 
 def _reduce(

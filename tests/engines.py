@@ -5,6 +5,7 @@ An engine has gce's own functions, with gce's arguments, results and errors::
     engine.loss(logits, targets, gamma, **options)
     engine.loss_and_grad(logits, targets, gamma, **options)
     engine.row_stats(logits, targets, **options)
+    engine.loss_gamma_grad(logits, targets, gamma, **options)
     engine.pointwise("grad_weight", log_p, gamma, threshold)      # one of the ufuncs
 
 `InProcess` is the extension module. `Emulated` is the same core in another process, reached
@@ -81,6 +82,8 @@ class Engine(Protocol):
 
     def row_stats(self, logits: Any, targets: Any, **options: Any) -> Any: ...
 
+    def loss_gamma_grad(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any: ...
+
     def pointwise(self, op: str, *args: Any) -> Any: ...
 
 
@@ -109,6 +112,7 @@ class InProcess:
         self.loss = gce.loss
         self.loss_and_grad = gce.loss_and_grad
         self.row_stats = gce.row_stats
+        self.loss_gamma_grad = gce.loss_gamma_grad
 
     def pointwise(self, op: str, *args: Any) -> Any:
         """One of the three ufuncs."""
@@ -250,7 +254,8 @@ class Emulated:
     def loss(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any:
         """`gce.loss`."""
         assert not {"out", "grad_output"} & options.keys()
-        return self._losses(logits, targets, gamma, None, options)
+        loss, stats = self._losses(logits, targets, gamma, None, options)
+        return (loss, stats) if stats else loss
 
     def loss_and_grad(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any:
         """`gce.loss_and_grad`."""
@@ -259,19 +264,23 @@ class Emulated:
         if out is None:
             out = np.empty_like(logits)
             out.fill(-77.0)  # what is never written shows
-        return self._losses(logits, targets, gamma, out, options), out
+        loss, stats = self._losses(logits, targets, gamma, out, options)
+        return (loss, out, stats) if stats else (loss, out)
 
     def row_stats(self, logits: Any, targets: Any, **options: Any) -> Any:
         """`gce.row_stats`."""
         logits, targets = _as_float(logits), np.asarray(targets)
-        dtype = _loss_dtype(logits)
-        fields = {
-            "target_log_prob": np.full(targets.shape, -77.0, dtype),
-            "logsumexp": np.full(targets.shape, -77.0, dtype),
-            "argmax": np.full(targets.shape, -77, np.int64),
-        }
+        fields = _stats_fields(gce.RowStats, logits, targets)
         self._run({"logits": logits, "targets": targets}, fields, options)
         return gce.RowStats(*(field[()] for field in fields.values()))
+
+    def loss_gamma_grad(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any:
+        """`gce.loss_gamma_grad`."""
+        logits, targets, gamma = _as_float(logits), np.asarray(targets), _as_real(gamma)
+        grad = np.full(gamma.shape, -77.0)
+        inputs = {"logits": logits, "targets": targets, "gamma": gamma}
+        self._run(inputs, {"gamma_grad": grad}, options)
+        return grad[()]
 
     def pointwise(self, op: str, *args: Any) -> Any:
         """One of the ufuncs; `args` of at most one dimension."""
@@ -291,8 +300,11 @@ class Emulated:
         loss = np.full(targets.shape if per_row else (), -77.0, _loss_dtype(logits))
         inputs = {"logits": logits, "targets": targets, "gamma": _as_real(gamma)}
         outputs = {"loss": loss} if grad is None else {"loss": loss, "grad": grad}
-        self._run(inputs, outputs, options)
-        return loss[()]
+        stats = {}
+        if options.pop("return_stats", False):
+            stats = _stats_fields(gce.LossStats, logits, targets)
+        self._run(inputs, {**outputs, **stats}, options)
+        return loss[()], gce.LossStats(*(field[()] for field in stats.values())) if stats else None
 
     def _run(self, inputs: Any, outputs: Any, options: Any) -> None:
         lines: list[tuple[Any, ...]] = []
@@ -366,6 +378,14 @@ def _as_real(option: Any) -> Any:
     """Option array: a float array as it is, anything else as float64."""
     option = np.asarray(option)
     return option if option.dtype.name in DTYPES[:4] else option.astype(np.float64)
+
+
+def _stats_fields(kind: Any, logits: Any, targets: Any) -> dict[str, Any]:
+    dtypes = {"argmax": np.int64}
+    return {
+        name: np.full(targets.shape, -77, dtypes.get(name, _loss_dtype(logits)))
+        for name in kind._fields
+    }
 
 
 def _loss_dtype(logits: Any) -> Any:

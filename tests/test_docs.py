@@ -22,7 +22,9 @@ from gce import _native
 
 MODULES = ["gce", "gce.schedules", "gce.presets", "gce.reference", "gce._config", "gce._types"]
 MODULES += ["gce.onnx.training"] if importlib.util.find_spec("onnx_ad") else []
-FUNCTIONS = {"loss": gce.loss, "loss_and_grad": gce.loss_and_grad, "row_stats": gce.row_stats}
+FUNCTIONS = {
+    name: getattr(gce, name) for name in ("loss", "loss_and_grad", "row_stats", "loss_gamma_grad")
+}
 STUB = Path(gce.__file__).with_name("_native.pyi")
 README = Path(__file__).parent.parent / "README.md"
 
@@ -77,7 +79,7 @@ def test_examples_run(isa, name):
 
 def test_all_public_functions_have_examples():
     public = {f"gce.{name}" for name in gce.__all__ if callable(getattr(gce, name))}
-    public -= {"gce.RowStats"}  # shown by row_stats
+    public -= {"gce.RowStats", "gce.LossStats"}  # shown by row_stats and loss_and_grad
     factories = {f"gce.schedules.{name}" for name in gce.schedules.__all__ if name.islower()}
     formulas = {f"gce.reference.{name}" for name in gce.reference.__all__}
     wanted = public | factories | formulas
@@ -288,6 +290,7 @@ def test_the_loss_at_gamma_1_is_explained():
         assert "1 - p" in FUNCTIONS[name].__doc__ and "-p" in FUNCTIONS[name].__doc__
 
 
-def test_fields_of_row_stats_are_documented():
-    doc = gce.RowStats.__doc__
-    assert all(f"{field} : " in doc for field in gce.RowStats._fields)
+def test_fields_of_statistics_are_documented():
+    for stats in (gce.RowStats, gce.LossStats):
+        entries = parameters_of(stats.__doc__.replace("Attributes\n", "Parameters\n"))
+        assert set(entries) == set(stats._fields)

@@ -152,8 +152,10 @@ KINDS: dict[str, list[Any]] = {
     "reduction": REDUCTIONS,
     "axis": AXES,
     "out": [{}, {"out": None}, {"out": "new"}, {"out": "in place"}],
+    "return_stats": [{}, {"return_stats": False}, {"return_stats": True}],
     "num_threads": [{}, {"num_threads": None}, {"num_threads": 1}, {"num_threads": np.uint8(3)}],
 }
+NOT_IN_REFERENCE = ("out", "num_threads", "return_stats")  # they change no number
 PLAIN = {"gamma": {"gamma": 0.4}, "targets": {"targets": targets_with(-100)}}
 
 
@@ -176,7 +178,7 @@ def case_of(dtype: str, options: dict[str, Any]) -> Case:
 
 def in_reference_terms(options: dict[str, Any]) -> dict[str, Any]:
     """The options that change what is computed, as `gce.reference` takes them."""
-    kept = {name: item for name, item in options.items() if name not in ("out", "num_threads")}
+    kept = {name: item for name, item in options.items() if name not in NOT_IN_REFERENCE}
     arrays = ("gamma", "threshold", "weight", "sample_weight", "grad_output")
     for name in (*arrays, "label_smoothing", "z_loss"):
         if kept.get(name) is not None:
@@ -230,8 +232,9 @@ def check(case: Case) -> None:
         out = logits if out == "in place" else np.full_like(logits, np.nan)
         options["out"] = out
     alone = {key: item for key, item in options.items() if key not in ("out", "grad_output")}
-    loss_alone = gce.loss(logits, **alone)
-    loss, grad = gce.loss_and_grad(logits, **options)
+    loss_alone, *stats_alone = tuple_of(gce.loss(logits, **alone))
+    loss, grad, *stats = gce.loss_and_grad(logits, **options)
+    assert len(stats) == len(stats_alone) == options.get("return_stats", False)
 
     assert loss.dtype == loss_alone.dtype == loss_dtype_of(name)
     assert grad.dtype == logits.dtype and grad.shape == logits.shape
@@ -259,6 +262,10 @@ def check(case: Case) -> None:
     bound = bound + ROUNDOFF[name] * (np.abs(want_grad) + bound) + UNDERFLOW[name]
     error = np.abs(grad.astype(np.float64) - want_grad)
     assert np.all(error <= bound), (error - bound).max()
+
+
+def tuple_of(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def test_every_option_is_here():

@@ -15,7 +15,7 @@
 
 namespace gce {
 
-// The arrays that have one entry per row (for logits and grad: one vector of V per row).
+// The arrays that have one entry per row (for logits, grad, vector and targets that are probabilities: V per row).
 enum RowArrayId {
   kLogits,
   kTargets,
@@ -23,11 +23,14 @@ enum RowArrayId {
   kThreshold,
   kSampleWeight,
   kGradOutput,
+  kVector,
   kLoss,
   kGrad,
   kTargetLogProb,
   kLogsumexp,
+  kGradWeight,
   kArgmax,
+  kGammaGrad,
   kRowArrayCount
 };
 
@@ -44,7 +47,8 @@ enum Layout {
   kRowsDirect,     // a row is contiguous: lanes run along the classes
   kColumnsDirect,  // neighbouring rows are contiguous: lanes run along the rows
   kColumnsStaged,  // few classes, however they lie: rows are brought into scratch, then as above
-  kRowsGathered    // anything else: each row is copied into scratch, then as the first
+  kRowsGathered,   // anything else: each row is copied into scratch, then as the first
+  kRowsWide        // each row is copied into scratch as doubles: what needs_wide_rows
 };
 
 // A validated problem: N rows, laid out over the collapsed outer axes `shape`.
@@ -68,7 +72,15 @@ struct RowProblem {
   double smooth_scale;
   double label_smoothing;
 
-  double z_loss;  // lambda
+  double z_loss;   // lambda
+  double softcap;  // kappa; 0: none
+  bool targets_are_probabilities;
+  bool gauss_newton;  // and not the Hessian
+  int64_t targets_class_stride;
+  int64_t vector_class_stride;
+  // For kRowsWide, class weights as padded doubles, and their sum; or null: all 1.
+  const double* wide_weights;
+  double wide_weight_sum;
 
   int32_t value;      // a gce_value
   int32_t reduction;  // a gce_reduction
@@ -92,6 +104,12 @@ struct RowProblem {
   int64_t line_count;
   int64_t lines_offset;
 };
+
+// Whether only kRowsWide can do it.
+static inline bool needs_wide_rows(const RowProblem& problem) {
+  return problem.targets_are_probabilities || problem.softcap != 0.0 ||
+         problem.arrays[kVector].data != nullptr;
+}
 
 // The weight of class v, 0 <= v < classes.
 static inline double class_weight_of(const RowProblem& problem, int64_t v) {
@@ -157,6 +175,8 @@ struct KernelTable {
                            const LongRows& rows, PairSum* loss_sums);
   TargetCheck (*check_targets)(const char* targets, int32_t dtype, int64_t stride, int64_t n,
                                int64_t classes, bool has_ignore_index, int64_t ignore_index);
+  // The first of n numbers that is negative, infinite or NaN; n if none is.
+  int64_t (*check_probabilities)(const char* row, int32_t dtype, int64_t stride, int64_t n);
   int64_t (*pointwise)(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
                        const int64_t* strides);
   // For benchmarks: gce/limits.h.

@@ -94,7 +94,11 @@ Plan::Plan(const gce_problem& problem, int32_t max_workers) : kernels_(&kernels(
   validate_arguments(problem);
   lay_out_axes(problem);
   set_divisor(problem, validate_elements(problem, rows_, *kernels_));
-  set_label_smoothing(problem);
+  if (needs_wide_rows(rows_)) {
+    set_wide_weights();
+  } else {
+    set_label_smoothing(problem);
+  }
   kernels_->lay_out(&rows_, kCacheBytes);
   chunks_ = (rows_.rows + rows_.chunk_rows - 1) / rows_.chunk_rows;
   set_workers(max_workers);
@@ -141,12 +145,15 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   };
   place(kLogits, logits, axis);
   place(kGrad, problem.grad, axis);
-  place(kTargets, problem.targets, -1);
+  rows_.targets_are_probabilities = are_probabilities(problem);
+  place(kTargets, problem.targets, rows_.targets_are_probabilities ? axis : -1);
+  rows_.targets_class_stride = rows_.targets_are_probabilities ? problem.targets.strides[axis] : 0;
+  place(kVector, problem.vector, axis);
+  rows_.vector_class_stride = problem.vector.data != nullptr ? problem.vector.strides[axis] : 0;
   for (const RowOption& option : kRowOptions) place(option.id, problem.*option.array, -1);
   place(kLoss, loss_per_row ? problem.loss : none, -1);
-  place(kTargetLogProb, problem.target_log_prob, -1);
-  place(kLogsumexp, problem.logsumexp, -1);
-  place(kArgmax, problem.argmax, -1);
+  for (const RowOutput& output : kRowOutputs) place(output.id, problem.*output.array, -1);
+  place(kGammaGrad, gamma_grad_of_rows(problem), -1);
   merge_axes(&rows_);
   set_constant(rows_, 0.0, &rows_.arrays[kGamma]);
   set_constant(rows_, 0.0, &rows_.arrays[kThreshold]);
@@ -157,11 +164,36 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   rows_.weight_dtype = problem.weight.dtype;
   rows_.weight_stride = rows_.weight != nullptr ? problem.weight.strides[0] : 0;
   rows_.z_loss = problem.z_loss;
+  rows_.label_smoothing = problem.label_smoothing;
+  rows_.softcap = problem.softcap;
+  rows_.gauss_newton = problem.gauss_newton != 0;
+  rows_.smooth_weights = nullptr;
+  rows_.smooth_weight_sum = 0.0;
+  rows_.wide_weights = nullptr;
+  rows_.wide_weight_sum = static_cast<double>(rows_.classes);
   rows_.value = problem.value;
   rows_.reduction = problem.reduction;
   rows_.has_ignore_index = problem.has_ignore_index != 0;
   rows_.ignore_index = problem.ignore_index;
   loss_ = loss_per_row ? none : problem.loss;
+}
+
+// Where one number is wanted, those of the rows go to memory of the plan's own until finish().
+gce_array Plan::gamma_grad_of_rows(const gce_problem& problem) {
+  gamma_grad_ = {};
+  if (problem.gamma_grad.data == nullptr || problem.gamma_grad.ndim > 0) return problem.gamma_grad;
+  gamma_grad_ = problem.gamma_grad;
+  of_rows_.resize(static_cast<size_t>(rows_.rows + 1));  // never null
+  const RowShape rows(problem);
+  const gce_array& like = rows.array();
+  own_shape_.assign(like.shape, like.shape + like.ndim);
+  own_strides_.resize(static_cast<size_t>(like.ndim));
+  int64_t stride = sizeof(double);
+  for (int32_t d = like.ndim - 1; d >= 0; --d) {
+    own_strides_[static_cast<size_t>(d)] = stride;
+    stride *= like.shape[d];
+  }
+  return {of_rows_.data(), own_shape_.data(), own_strides_.data(), like.ndim, GCE_FLOAT64, 0};
 }
 
 void Plan::set_divisor(const gce_problem& problem, const RowWeights& weights) {
@@ -173,9 +205,6 @@ void Plan::set_divisor(const gce_problem& problem, const RowWeights& weights) {
 }
 
 void Plan::set_label_smoothing(const gce_problem& problem) {
-  rows_.label_smoothing = problem.label_smoothing;
-  rows_.smooth_weights = nullptr;
-  rows_.smooth_weight_sum = 0.0;
   if (problem.label_smoothing == 0.0 || rows_.rows == 0) return;
   double largest = 0.0;
   for (int64_t v = 0; v < rows_.classes; ++v) {
@@ -186,15 +215,30 @@ void Plan::set_label_smoothing(const gce_problem& problem) {
       largest > 0.0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest)) : 1.0;
   const int32_t dtype = problem.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
   const int64_t size = size_of(dtype);
-  smooth_weights_ = allocate_aligned(static_cast<size_t>(rows_.classes * size));
+  class_weights_ = allocate_aligned(static_cast<size_t>(rows_.classes * size));
   PairSum sum = {0.0, 0.0};
   for (int64_t v = 0; v < rows_.classes; ++v) {
     const double weight = class_weight_of(rows_, v) / rows_.smooth_scale;
-    write_real(smooth_weights_.get() + v * size, dtype, weight);
+    write_real(class_weights_.get() + v * size, dtype, weight);
     add_exactly(&sum, weight);
   }
-  rows_.smooth_weights = smooth_weights_.get();
+  rows_.smooth_weights = class_weights_.get();
   rows_.smooth_weight_sum = value_of(sum);
+}
+
+void Plan::set_wide_weights() {
+  if ((rows_.weight == nullptr && rows_.label_smoothing == 0.0) || rows_.rows == 0) return;
+  constexpr int64_t kPadding = kAlignment / sizeof(double);  // whole vectors, whatever the ISA
+  class_weights_ = allocate_aligned(static_cast<size_t>(rows_.classes + kPadding) * sizeof(double));
+  double* weights = reinterpret_cast<double*>(class_weights_.get());
+  PairSum sum = {0.0, 0.0};
+  for (int64_t v = 0; v < rows_.classes; ++v) {
+    weights[v] = class_weight_of(rows_, v);
+    add_exactly(&sum, weights[v]);
+  }
+  std::fill_n(weights + rows_.classes, kPadding, 0.0);
+  rows_.wide_weights = weights;
+  rows_.wide_weight_sum = value_of(sum);
 }
 
 void Plan::allocate() {
@@ -232,6 +276,11 @@ int64_t Plan::next_chunk() {
 }
 
 void Plan::finish() {
+  if (gamma_grad_.data != nullptr) {
+    PairSum total = {0.0, 0.0};
+    for (int64_t r = 0; r < rows_.rows; ++r) add_exactly(&total, of_rows_[static_cast<size_t>(r)]);
+    write_real(static_cast<char*>(gamma_grad_.data), GCE_FLOAT64, value_of(total));
+  }
   if (loss_.data == nullptr) return;
   PairSum total = {0.0, 0.0};
   for (const PairSum& sum : chunk_sums_) {

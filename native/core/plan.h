@@ -31,15 +31,20 @@ class Plan {
 
  private:
   void lay_out_axes(const gce_problem& problem);
+  gce_array gamma_grad_of_rows(const gce_problem& problem);
   void set_divisor(const gce_problem& problem, const RowWeights& weights);
   void set_label_smoothing(const gce_problem& problem);
+  void set_wide_weights();
   void set_workers(int32_t max_workers);
   void allocate();
   int64_t next_chunk();
 
   RowProblem rows_;
   const KernelTable* kernels_;
-  gce_array loss_;  // the reduced loss, if wanted
+  gce_array loss_;        // the reduced loss, if wanted
+  gce_array gamma_grad_;  // the sum of the rows', if that is wanted
+  std::vector<double> of_rows_;
+  std::vector<int64_t> own_shape_, own_strides_;
   int64_t chunks_;
   int32_t workers_;
   std::atomic<int64_t> next_chunk_{0};
@@ -49,8 +54,8 @@ class Plan {
   std::vector<LongRows::Segment> of_segments_;
   std::vector<int64_t> begun_;
   std::unique_ptr<char, FreeDeleter> scratch_;
-  std::unique_ptr<char, FreeDeleter> smooth_weights_;
-  std::vector<PairSum> chunk_sums_;  // of the losses
+  std::unique_ptr<char, FreeDeleter> class_weights_;  // as the kernels take them
+  std::vector<PairSum> chunk_sums_;                   // of the losses
 };
 
 }  // namespace gce

@@ -1,4 +1,5 @@
-// The options that have one value per row, or one for all: what is the same for each of them.
+// The options that have one value per row, or one for all, and the outputs that have one per row: what is the same for
+// each of them.
 #ifndef GCE_CORE_ROW_OPTIONS_H_
 #define GCE_CORE_ROW_OPTIONS_H_
 
@@ -19,6 +20,23 @@ inline constexpr RowOption kRowOptions[] = {
     {kThreshold, "threshold", &gce_problem::threshold, true},
     {kSampleWeight, "sample_weight", &gce_problem::sample_weight, false},
     {kGradOutput, "grad_output", &gce_problem::grad_output, true},
+};
+
+// Beside the loss.
+struct RowOutput {
+  RowArrayId id;
+  const char* name;
+  gce_array gce_problem::* array;
+  int32_t dtype;  // kLossDtype: that of the loss
+};
+
+constexpr int32_t kLossDtype = -1;
+
+inline constexpr RowOutput kRowOutputs[] = {
+    {kTargetLogProb, "target_log_prob", &gce_problem::target_log_prob, kLossDtype},
+    {kLogsumexp, "logsumexp", &gce_problem::logsumexp, kLossDtype},
+    {kGradWeight, "grad_weight", &gce_problem::grad_weight, kLossDtype},
+    {kArgmax, "argmax", &gce_problem::argmax, GCE_INT64},
 };
 
 }  // namespace gce

@@ -85,28 +85,58 @@ void check_logits(const gce_problem& p) {
   }
 }
 
+bool is_shape_of_rows(const gce_array& a, const gce_array& logits, int32_t axis) {
+  bool same = a.ndim == logits.ndim - 1;
+  for (int32_t d = 0; same && d < a.ndim; ++d) {
+    same = a.shape[d] == logits.shape[d < axis ? d : d + 1];
+  }
+  return same;
+}
+
+void check_probabilities(const gce_problem& p) {
+  const int32_t axis = class_axis(p);
+  if (is_shape_of_rows(p.targets, p.logits, axis)) {
+    fail(GCE_TYPE_ERROR, "targets has dtype ", name_of(p.targets.dtype),
+         ", expected an integer dtype for one class per row, or probabilities of the shape of "
+         "logits ",
+         shape_text(p.logits));
+  }
+  if (!same_shape(p.targets, p.logits)) {
+    fail(GCE_VALUE_ERROR, "targets has shape ", shape_text(p.targets), ", expected ",
+         shape_text(p.logits), " of probabilities, the shape of logits");
+  }
+  if (p.has_ignore_index && p.ignore_index >= 0) {
+    fail(GCE_VALUE_ERROR, "ignore_index = ", p.ignore_index,
+         ", expected none, or a negative one, for targets that are probabilities: no class stands "
+         "for a "
+         "row there; use sample_weight");
+  }
+}
+
 void check_targets(const gce_problem& p) {
+  if (are_probabilities(p)) return check_probabilities(p);
   if (!is_integer(p.targets.dtype)) {
     fail(GCE_TYPE_ERROR, "targets has dtype ", name_of(p.targets.dtype),
-         ", expected an integer dtype");
+         ", expected an integer dtype, or a float dtype for probabilities");
   }
   const int32_t axis = class_axis(p);
-  bool same = p.targets.ndim == p.logits.ndim - 1;
-  for (int32_t d = 0; same && d < p.targets.ndim; ++d) {
-    same = p.targets.shape[d] == p.logits.shape[d < axis ? d : d + 1];
-  }
-  if (!same) {
+  if (!is_shape_of_rows(p.targets, p.logits, axis)) {
     fail(GCE_VALUE_ERROR, "targets has shape ", shape_text(p.targets), ", expected ",
          shape_text(p.logits, axis), ": the shape of logits ", shape_text(p.logits),
          " without axis ", axis);
   }
 }
 
+const char* said_of_rows(const gce_problem& p) {
+  return are_probabilities(p) ? ", the shape of targets without the class axis"
+                              : ", the shape of targets";
+}
+
 void require_row_shape(const char* name, const gce_array& a, const gce_problem& p,
-                       bool scalar_allowed) {
-  if (same_shape(a, p.targets) || (scalar_allowed && a.ndim == 0)) return;
+                       const gce_array& rows, bool scalar_allowed) {
+  if (same_shape(a, rows) || (scalar_allowed && a.ndim == 0)) return;
   fail(GCE_VALUE_ERROR, name, " has shape ", shape_text(a), ", expected ",
-       scalar_allowed ? "a scalar or " : "", shape_text(p.targets), ", the shape of targets");
+       scalar_allowed ? "a scalar or " : "", shape_text(rows), said_of_rows(p));
 }
 
 void require_unit_range(const char* name, const std::string& index, double x) {
@@ -115,16 +145,36 @@ void require_unit_range(const char* name, const std::string& index, double x) {
   fail(GCE_VALUE_ERROR, name, index, " = ", shown, ", expected 0 <= ", name, " <= 1");
 }
 
-void check_options(const gce_problem& p) {
-  const bool wants_loss = is_given(p.loss) || is_given(p.grad);
-  if (wants_loss && !is_given(p.gamma)) {
+void check_softcap(double softcap) {
+  if (softcap >= 0.0 && !std::isinf(softcap)) return;
+  fail(GCE_VALUE_ERROR, "softcap = ", softcap, ", expected a finite number > 0");
+}
+
+// What a Hessian is multiplied with.
+void check_vector(const gce_problem& p) {
+  if (!is_given(p.vector)) {
+    if (!p.gauss_newton) return;
+    fail(GCE_VALUE_ERROR, "gauss_newton = ", p.gauss_newton,
+         ", expected 0 where vector is missing");
+  }
+  require_float("vector", p.vector);
+  if (!same_shape(p.vector, p.logits)) {
+    fail(GCE_VALUE_ERROR, "vector has shape ", shape_text(p.vector), ", expected ",
+         shape_text(p.logits), ", the shape of logits");
+  }
+}
+
+void check_options(const gce_problem& p, const gce_array& rows) {
+  const bool wants_gamma =
+      is_given(p.loss) || is_given(p.grad) || is_given(p.grad_weight) || is_given(p.gamma_grad);
+  if (wants_gamma && !is_given(p.gamma)) {
     fail(GCE_VALUE_ERROR, "gamma is missing, expected a number from 0 to 1, or one per row");
   }
   for (const RowOption& option : kRowOptions) {
     const gce_array& array = p.*option.array;
     if (!is_given(array)) continue;
     require_float(option.name, array);
-    require_row_shape(option.name, array, p, option.scalar_allowed);
+    require_row_shape(option.name, array, p, rows, option.scalar_allowed);
   }
   if (is_given(p.grad_output) && p.grad_output.ndim > 0 && p.reduction != GCE_REDUCTION_NONE) {
     fail(GCE_VALUE_ERROR, "grad_output has shape ", shape_text(p.grad_output),
@@ -138,10 +188,17 @@ void check_options(const gce_problem& p) {
            ",): one per class of logits ", shape_text(p.logits));
     }
   }
+  if (is_given(p.gamma_grad) && p.value == GCE_VALUE_SURROGATE) {
+    fail(GCE_VALUE_ERROR,
+         "value = \"surrogate\", expected \"primitive\" for a derivative in gamma: the surrogate's "
+         "weight, all of it that depends on gamma, counts as a constant");
+  }
   require_unit_range("label_smoothing", "", p.label_smoothing);
   if (!(p.z_loss >= 0.0) || std::isinf(p.z_loss)) {
     fail(GCE_VALUE_ERROR, "z_loss = ", p.z_loss, ", expected a finite number >= 0");
   }
+  check_softcap(p.softcap);
+  check_vector(p);
   if (p.has_normalizer) {
     if (p.reduction != GCE_REDUCTION_MEAN) {
       fail(GCE_VALUE_ERROR, "normalizer = ", p.normalizer,
@@ -175,6 +232,7 @@ void require_apart(const char* out_name, const gce_array& out, const char* name,
 void require_apart_from_options(const char* out_name, const gce_array& out, const gce_problem& p) {
   require_apart(out_name, out, "targets", p.targets);
   require_apart(out_name, out, "weight", p.weight);
+  require_apart(out_name, out, "vector", p.vector);
   for (const RowOption& option : kRowOptions) {
     require_apart(out_name, out, option.name, p.*option.array);
   }
@@ -195,21 +253,18 @@ void check_grad(const gce_problem& p) {
 }
 
 void check_row_output(const char* name, const gce_array& a, int32_t dtype, const gce_problem& p,
-                      const char* like = "") {
+                      const gce_array& rows, const char* like = "") {
   if (!is_given(a)) return;
-  if (!same_shape(a, p.targets)) {
-    fail(GCE_VALUE_ERROR, name, " has shape ", shape_text(a), ", expected ", shape_text(p.targets),
-         ", the shape of targets");
-  }
+  require_row_shape(name, a, p, rows, false);
   require_output(name, a, dtype, like);
 }
 
 // A loss of 16-bit logits may be of their dtype too.
-void check_loss(const gce_problem& p, int32_t wide_dtype) {
+void check_loss(const gce_problem& p, const gce_array& rows, int32_t wide_dtype) {
   const int32_t dtype = p.loss.dtype == p.logits.dtype ? p.loss.dtype : wide_dtype;
   const char* like = p.logits.dtype == wide_dtype ? "" : ", or the dtype of logits";
   if (p.reduction == GCE_REDUCTION_NONE) {
-    check_row_output("loss", p.loss, dtype, p, like);
+    check_row_output("loss", p.loss, dtype, p, rows, like);
   } else if (is_given(p.loss)) {
     if (p.loss.ndim != 0) {
       fail(GCE_VALUE_ERROR, "loss has shape ", shape_text(p.loss),
@@ -223,22 +278,42 @@ void check_loss(const gce_problem& p, int32_t wide_dtype) {
   require_apart_from_options("loss", p.loss, p);
 }
 
-void check_outputs(const gce_problem& p) {
+void check_outputs(const gce_problem& p, const gce_array& rows) {
   const int32_t wide_dtype = p.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
-  check_loss(p, wide_dtype);
-  check_row_output("target_log_prob", p.target_log_prob, wide_dtype, p);
-  check_row_output("logsumexp", p.logsumexp, wide_dtype, p);
-  check_row_output("argmax", p.argmax, GCE_INT64, p);
+  check_loss(p, rows, wide_dtype);
+  for (const RowOutput& output : kRowOutputs) {
+    const int32_t dtype = output.dtype == kLossDtype ? wide_dtype : output.dtype;
+    check_row_output(output.name, p.*output.array, dtype, p, rows);
+  }
+  if (is_given(p.gamma_grad)) {
+    if (!same_shape(p.gamma_grad, p.gamma)) {
+      fail(GCE_VALUE_ERROR, "gamma_grad has shape ", shape_text(p.gamma_grad), ", expected ",
+           shape_text(p.gamma), ", the shape of gamma");
+    }
+    require_output("gamma_grad", p.gamma_grad, GCE_FLOAT64, "");
+  }
   check_grad(p);
 }
 
 // [7] or [1, 3] for the row'th element of an array of the targets' shape; nothing where that is ().
-std::string index_text(const gce_array& targets, int64_t row) {
-  if (targets.ndim == 0) return "";
+std::string index_text(const gce_array& rows, int64_t row) {
+  if (rows.ndim == 0) return "";
   std::string text;
-  for (int32_t d = targets.ndim - 1; d >= 0; --d) {
-    text = std::to_string(row % targets.shape[d]) + (text.empty() ? "" : ", ") + text;
-    row /= targets.shape[d];
+  for (int32_t d = rows.ndim - 1; d >= 0; --d) {
+    text = std::to_string(row % rows.shape[d]) + (text.empty() ? "" : ", ") + text;
+    row /= rows.shape[d];
+  }
+  return "[" + text + "]";
+}
+
+// The same for a class of a row, in an array of the logits' shape.
+std::string index_text(const gce_problem& p, int64_t row, int64_t of_class) {
+  const int32_t axis = class_axis(p);
+  std::string text;
+  for (int32_t d = p.logits.ndim - 1; d >= 0; --d) {
+    const int64_t index = d == axis ? of_class : row % p.logits.shape[d];
+    if (d != axis) row /= p.logits.shape[d];
+    text = std::to_string(index) + (text.empty() ? "" : ", ") + text;
   }
   return "[" + text + "]";
 }
@@ -252,7 +327,7 @@ std::string index_text(const gce_array& targets, int64_t row) {
        ", expected 0 <= target < ", classes);
 }
 
-void check_unit_range(const char* name, const gce_problem& p, const gce_array& a,
+void check_unit_range(const char* name, const gce_array& a, const gce_array& row_shape,
                       const RowProblem& rows, RowArrayId id) {
   if (!is_given(a)) return;
   if (a.ndim == 0) {  // checked even where there are no rows
@@ -264,7 +339,24 @@ void check_unit_range(const char* name, const gce_problem& p, const gce_array& a
   for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
     for (int64_t i = 0; i < n; ++i) {
       const double x = read_real(array.data + offsets[id] + i * stride, array.dtype);
-      if (!(x >= 0.0 && x <= 1.0)) require_unit_range(name, index_text(p.targets, row + i), x);
+      if (!(x >= 0.0 && x <= 1.0)) require_unit_range(name, index_text(row_shape, row + i), x);
+    }
+  });
+}
+
+void check_probability_values(const gce_problem& p, const RowProblem& rows,
+                              const KernelTable& kernels) {
+  const RowArray& targets = rows.arrays[kTargets];
+  const int64_t stride = targets.strides[rows.ndim - 1];
+  for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
+    for (int64_t i = 0; i < n; ++i) {
+      const char* first = targets.data + offsets[kTargets] + i * stride;
+      const int64_t invalid = kernels.check_probabilities(first, targets.dtype,
+                                                          rows.targets_class_stride, rows.classes);
+      if (invalid == rows.classes) continue;
+      const double found = read_real(first + invalid * rows.targets_class_stride, targets.dtype);
+      fail(GCE_VALUE_ERROR, "targets", index_text(p, row + i, invalid), " = ",
+           std::isnan(found) ? NAN : found, ", expected a probability: finite and >= 0");
     }
   });
 }
@@ -318,17 +410,34 @@ int32_t class_axis(const gce_problem& problem) {
   return problem.axis < 0 ? problem.axis + problem.logits.ndim : problem.axis;
 }
 
+bool are_probabilities(const gce_problem& problem) { return is_float(problem.targets.dtype); }
+
+RowShape::RowShape(const gce_problem& problem) : array_(problem.targets) {
+  if (!are_probabilities(problem)) return;
+  const int32_t axis = class_axis(problem);
+  array_ = {nullptr, shape_, nullptr, problem.logits.ndim - 1, 0, 0};
+  for (int32_t d = 0; d < array_.ndim; ++d) {
+    shape_[d] = problem.logits.shape[d < axis ? d : d + 1];
+  }
+}
+
 void validate_arguments(const gce_problem& problem) {
   check_logits(problem);
   check_targets(problem);
-  check_options(problem);
-  check_outputs(problem);
+  const RowShape rows(problem);
+  check_options(problem, rows.array());
+  check_outputs(problem, rows.array());
 }
 
 RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
                              const KernelTable& kernels) {
-  check_unit_range("gamma", problem, problem.gamma, rows, kGamma);
-  check_unit_range("threshold", problem, problem.threshold, rows, kThreshold);
+  const RowShape shape(problem);
+  check_unit_range("gamma", problem.gamma, shape.array(), rows, kGamma);
+  check_unit_range("threshold", problem.threshold, shape.array(), rows, kThreshold);
+  if (rows.targets_are_probabilities) {
+    check_probability_values(problem, rows, kernels);
+    return {static_cast<double>(rows.rows), rows.rows > 0};
+  }
   const int64_t counted = check_target_values(problem, rows, kernels);
   const bool weighted = rows.weight != nullptr || rows.arrays[kSampleWeight].data != nullptr;
   if (weighted && problem.reduction == GCE_REDUCTION_MEAN && !problem.has_normalizer) {

@@ -7,6 +7,23 @@
 
 namespace gce {
 
+bool are_probabilities(const gce_problem& problem);
+
+// The rows of a problem as an array without data: the targets, or where those are probabilities, their shape without the
+// class axis.
+class RowShape {
+ public:
+  explicit RowShape(const gce_problem& problem);
+  RowShape(const RowShape&) = delete;
+  RowShape& operator=(const RowShape&) = delete;
+
+  const gce_array& array() const { return array_; }
+
+ private:
+  gce_array array_;
+  int64_t shape_[GCE_MAX_NDIM];  // of the latter
+};
+
 // Checks dtypes, shapes, options and overlaps; throws Error.
 void validate_arguments(const gce_problem& problem);
 

@@ -32,6 +32,12 @@ int small_integer_of(const char* name, PyObject* object) {
   throw PythonError();
 }
 
+bool flag_of(const char* name, PyObject* object) {
+  if (PyBool_Check(object)) return object == Py_True;
+  PyErr_Format(PyExc_TypeError, "%s has type %s, expected bool", name, Py_TYPE(object)->tp_name);
+  throw PythonError();
+}
+
 // The text of a name option. One that C cannot hold is shown to the core as Python writes it, for the
 // core's message.
 template <class Enum>
@@ -67,6 +73,11 @@ void set_label_smoothing(Call* c, PyObject* o) {
   c->problem.label_smoothing = number_of("label_smoothing", o);
 }
 void set_z_loss(Call* c, PyObject* o) { c->problem.z_loss = number_of("z_loss", o); }
+void set_return_stats(Call* c, PyObject* o) { c->return_stats = flag_of("return_stats", o); }
+void set_softcap(Call* c, PyObject* o) { c->problem.softcap = number_of("softcap", o); }
+void set_gauss_newton(Call* c, PyObject* o) {
+  c->problem.gauss_newton = flag_of("gauss_newton", o) ? 1 : 0;
+}
 void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
 void set_out(Call* c, PyObject* o) { c->out.take_output("out", o); }
 void set_num_threads(Call* c, PyObject* o) { c->num_threads = thread_count_of(o); }
@@ -95,32 +106,33 @@ struct Option {
 };
 
 constexpr unsigned kLosses = kLossFunction | kLossAndGrad;
+constexpr unsigned kOfLosses = kLosses | kLossGammaGrad | kHvp;  // and of their derivatives
 
 constexpr Option kOptions[] = {
     {"threshold", "0.0", None::kIsAnError, array_option(&Call::threshold, &gce_problem::threshold),
-     kLosses, "float or array of float",
+     kOfLosses, "float or array of float",
      "Threshold b on the gradient weight, 0 <= b <= 1: a scalar, or one per row (the shape of\n"
      "`targets`). b = 1 is cross-entropy for every `gamma`."},
     {"value",
      "\"primitive\"",
      None::kIsAnError,
      {set_value},
-     kLosses,
+     kOfLosses,
      "{\"primitive\", \"surrogate\"}",
      "``\"primitive\"``: the antiderivative, so that finite differences of the loss give the\n"
      "gradient. ``\"surrogate\"``: ``w_b * -log(p)`` with ``w_b`` held constant, as in the paper.\n"
      "The gradient is the same."},
-    {"weight", "None", None::kAbsent, array_option(&Call::weight, &gce_problem::weight), kLosses,
+    {"weight", "None", None::kAbsent, array_option(&Call::weight, &gce_problem::weight), kOfLosses,
      "array of float, shape (V,), optional",
      "Class weights: a row's loss and gradient are multiplied by ``weight[target]``."},
     {"sample_weight", "None", None::kAbsent,
-     array_option(&Call::sample_weight, &gce_problem::sample_weight), kLosses,
+     array_option(&Call::sample_weight, &gce_problem::sample_weight), kOfLosses,
      "array of float, shape of `targets`, optional", "Multiplies each row's loss and gradient."},
     {"ignore_index",
      "-100",
      None::kAbsent,
      {set_ignore_index},
-     kLosses | kRowStats,
+     kOfLosses | kRowStats,
      "int or None",
      "Rows with this target have loss 0 and gradient 0 and are not counted by the mean. None: no\n"
      "row is ignored."},
@@ -128,7 +140,7 @@ constexpr Option kOptions[] = {
      "0.0",
      None::kIsAnError,
      {set_label_smoothing},
-     kLosses,
+     kOfLosses,
      "float",
      "eps, 0 <= eps <= 1: the part of each row's loss that is spread over all classes, which\n"
      "becomes ``(1 - eps) weight[target] L + (eps / V) sum(weight * -log(softmax(z)))``: TaiLr's\n"
@@ -137,15 +149,24 @@ constexpr Option kOptions[] = {
      "0.0",
      None::kIsAnError,
      {set_z_loss},
-     kLosses,
+     kOfLosses,
      "float",
      "lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss, so that logits do not\n"
      "drift. `sample_weight` multiplies it, class weights do not."},
+    {"softcap",
+     "None",
+     None::kAbsent,
+     {set_softcap},
+     kOfLosses,
+     "float, optional",
+     "kappa > 0: logits become ``kappa tanh(logits / kappa)`` first, infinite ones ``+-kappa``. 0 "
+     "is as\n"
+     "None: no cap."},
     {"reduction",
      "\"mean\"",
      None::kIsAnError,
      {set_reduction},
-     kLosses,
+     kOfLosses,
      "{\"mean\", \"sum\", \"none\"}",
      "What is made of the rows' losses. ``\"mean\"`` divides by the sum of the counted rows' "
      "weights\n"
@@ -154,45 +175,76 @@ constexpr Option kOptions[] = {
      "None",
      None::kAbsent,
      {set_normalizer},
-     kLosses,
+     kOfLosses,
      "float, optional",
      "The divisor of ``reduction=\"mean\"`` in place of the sum of weights; finite, > 0."},
     {"axis",
      "-1",
      None::kIsAnError,
      {set_axis},
-     kLosses | kRowStats,
+     kOfLosses | kRowStats,
      "int",
      "The class axis of `logits`."},
     {"grad_output", "1.0", None::kIsAnError,
-     array_option(&Call::grad_output, &gce_problem::grad_output), kLossAndGrad,
-     "float or array of float",
+     array_option(&Call::grad_output, &gce_problem::grad_output),
+     kLossAndGrad | kLossGammaGrad | kHvp, "float or array of float",
      "Upstream gradient, multiplies the gradient: a scalar, or with ``reduction=\"none\"`` one "
      "per\n"
      "row."},
+    {"gauss_newton",
+     "False",
+     None::kIsAnError,
+     {set_gauss_newton},
+     kHvp,
+     "bool",
+     "Whether to multiply with the Hessian's positive semi-definite part in place of it: the "
+     "gradient\n"
+     "weight counts as a constant, as for ``value=\"surrogate\"``; so does the slope of a softcap; "
+     "and\n"
+     "z-loss has no less than 0 for its logsumexp."},
     {"out",
      "None",
      None::kAbsent,
      {set_out},
-     kLossAndGrad,
+     kLossAndGrad | kHvp,
      "numpy.ndarray, optional",
      "Receives the gradient and is returned: dtype and shape of `logits`. It may be `logits`\n"
      "itself (in place), but not overlap it or another argument otherwise."},
+    {"return_stats",
+     "False",
+     None::kIsAnError,
+     {set_return_stats},
+     kLosses,
+     "bool",
+     "Whether to return a `LossStats` of the same pass, last: log-probability of the target,\n"
+     "logsumexp, argmax and gradient weight of each row. The loss has the same bits either way."},
     {"num_threads",
      "None",
      None::kAbsent,
      {set_num_threads},
-     kLosses | kRowStats,
+     kOfLosses | kRowStats,
      "int, optional",
      "Threads for this call at most; see `set_num_threads`. No result depends on it."},
 };
 constexpr size_t kOptionCount = std::size(kOptions);
 
-PyObject* keywords_of_options[kOptionCount];
-constexpr const char* kPositional[] = {"logits", "targets", "gamma"};
-PyObject* keywords_of_positional[3];
+// The arguments without a default, in order.
+struct Positional {
+  const char* name;
+  View Call::* view;
+  Kind kind;
+  unsigned takes;
+};
+constexpr Positional kPositional[] = {
+    {"logits", &Call::logits, Kind::kFloat, ~0U},
+    {"targets", &Call::targets, Kind::kTargets, ~0U},
+    {"vector", &Call::vector, Kind::kReal, kHvp},
+    {"gamma", &Call::gamma, Kind::kReal, ~0U & ~kRowStats},
+};
+constexpr int kMostPositional = std::size(kPositional);
 
-int positional_count(Takes takes) { return takes == kRowStats ? 2 : 3; }
+PyObject* keywords_of_options[kOptionCount];
+PyObject* keywords_of_positional[kMostPositional];
 
 // The index of a keyword among n names that are interned. Nearly always it is interned too: pointers are compared
 // first.
@@ -204,16 +256,6 @@ int index_of(PyObject* keyword, PyObject* const* names, int n) {
     if (PyUnicode_Compare(keyword, names[i]) == 0) return i;
   }
   return -1;
-}
-
-void set_positional(Call* call, int i, PyObject* object) {
-  if (i == 0) {
-    call->logits.take("logits", object, Kind::kFloat);
-  } else if (i == 1) {
-    call->targets.take("targets", object, Kind::kInteger);
-  } else {
-    call->gamma.take("gamma", object, Kind::kReal);
-  }
 }
 
 void set_option(Call* call, const Option& option, PyObject* object) {
@@ -237,10 +279,6 @@ bool take_keyword(Call* call, Takes takes, PyObject* keyword, PyObject* object) 
   return true;
 }
 
-int positional_named(Takes takes, PyObject* keyword) {
-  return index_of(keyword, keywords_of_positional, positional_count(takes));
-}
-
 }  // namespace
 
 int thread_count_of(PyObject* object) {
@@ -254,59 +292,81 @@ void prepare_keywords() {
   for (size_t i = 0; i < kOptionCount; ++i) {
     keywords_of_options[i] = PyUnicode_InternFromString(kOptions[i].name);
   }
-  for (int i = 0; i < 3; ++i)
-    keywords_of_positional[i] = PyUnicode_InternFromString(kPositional[i]);
+  for (int i = 0; i < kMostPositional; ++i) {
+    keywords_of_positional[i] = PyUnicode_InternFromString(kPositional[i].name);
+  }
 }
 
 void Call::parse(const char* function, Takes takes, PyObject* const* args, Py_ssize_t positional,
                  PyObject* keywords) {
-  const int expected = positional_count(takes);
-  if (positional > expected) {
-    PyErr_Format(PyExc_TypeError, "%s() takes %d positional arguments but %zd were given", function,
-                 expected, positional);
-    throw PythonError();
-  }
   problem.has_ignore_index = 1;
   problem.ignore_index = -100;
-  PyObject* given[3] = {};
-  for (Py_ssize_t i = 0; i < positional; ++i) given[i] = args[i];
+  PyObject* given[kMostPositional] = {};
+  Py_ssize_t expected = 0;
+  for (int i = 0; i < kMostPositional; ++i) {
+    if ((kPositional[i].takes & takes) == 0) continue;
+    if (expected < positional) given[i] = args[expected];
+    ++expected;
+  }
+  if (positional > expected) {
+    PyErr_Format(PyExc_TypeError, "%s() takes %zd positional arguments but %zd were given",
+                 function, expected, positional);
+    throw PythonError();
+  }
   const Py_ssize_t count = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
   for (Py_ssize_t k = 0; k < count; ++k) {
     PyObject* keyword = PyTuple_GET_ITEM(keywords, k);
     PyObject* object = args[positional + k];
     if (take_keyword(this, takes, keyword, object)) continue;
-    const int i = positional_named(takes, keyword);
-    if (i < 0 || given[i] != nullptr) {
+    const int i = index_of(keyword, keywords_of_positional, kMostPositional);
+    const bool is_taken = i >= 0 && (kPositional[i].takes & takes) != 0;
+    if (!is_taken || given[i] != nullptr) {
       PyErr_Format(PyExc_TypeError,
-                   i < 0 ? "%s() got an unexpected keyword argument '%U'"
-                         : "%s() got multiple values for argument '%U'",
+                   is_taken ? "%s() got multiple values for argument '%U'"
+                            : "%s() got an unexpected keyword argument '%U'",
                    function, keyword);
       throw PythonError();
     }
     given[i] = object;
   }
-  for (int i = 0; i < expected; ++i) {
+  for (int i = 0; i < kMostPositional; ++i) {
+    const Positional& argument = kPositional[i];
+    if ((argument.takes & takes) == 0) continue;
     if (given[i] == nullptr) {
-      PyErr_Format(PyExc_TypeError, "%s() missing required argument '%s'", function,
-                   kPositional[i]);
+      PyErr_Format(PyExc_TypeError, "%s() missing required argument '%s'", function, argument.name);
       throw PythonError();
     }
-    set_positional(this, i, given[i]);
+    (this->*argument.view).take(argument.name, given[i], argument.kind);
   }
 }
 
 void Call::look_at_inputs() {
   problem.logits = logits.look();
   problem.targets = targets.look();
+  problem.vector = vector.look();
   problem.gamma = gamma.look();
   for (const Option& option : kOptions) {
     if (option.set.view != nullptr) problem.*option.set.field = (this->*option.set.view).look();
   }
 }
 
+gce_array Call::rows() {
+  if (problem.targets.dtype > GCE_FLOAT64) return problem.targets;
+  // Probabilities. An axis that is none is for the core to refuse.
+  const int32_t ndim = problem.logits.ndim;
+  const int32_t axis = problem.axis < 0 ? problem.axis + ndim : problem.axis;
+  int32_t kept = 0;
+  for (int32_t d = 0; d < ndim; ++d) {
+    if (d != axis) rows_shape_[kept++] = problem.logits.shape[d];
+  }
+  return {nullptr, rows_shape_, nullptr, kept, 0, 0};
+}
+
 std::string signature_of(const char* function, Takes takes) {
   std::string text = std::string(function) + "(";
-  for (int i = 0; i < positional_count(takes); ++i) text += std::string(kPositional[i]) + ", ";
+  for (const Positional& argument : kPositional) {
+    if ((argument.takes & takes) != 0) text += std::string(argument.name) + ", ";
+  }
   text += "*";
   for (const Option& option : kOptions) {
     if ((option.takes & takes) != 0) {

@@ -11,15 +11,22 @@
 namespace gce_python {
 
 // Which functions take an option: a set of bits.
-enum Takes : unsigned { kLossFunction = 1, kLossAndGrad = 2, kRowStats = 4 };
+enum Takes : unsigned {
+  kLossFunction = 1,
+  kLossAndGrad = 2,
+  kRowStats = 4,
+  kLossGammaGrad = 8,
+  kHvp = 16
+};
 
 // One call: the problem for the core and the arrays that it points to.
 struct Call {
   gce_problem problem;
-  View logits, targets, gamma;
+  View logits, targets, vector, gamma;
   View threshold, weight, sample_weight, grad_output;  // one for each array option
   View out;
   int num_threads = 0;  // 0: the process setting
+  bool return_stats = false;
 
   Call() { gce_problem_init(&problem); }
   // Takes the vectorcall arguments of one function. Throws PythonError.
@@ -27,6 +34,11 @@ struct Call {
              PyObject* keywords);
   // Puts the arrays into the problem; after the last Python code that parsing may run.
   void look_at_inputs();
+  // What has one number per row is of this shape: an array without data.
+  gce_array rows();
+
+ private:
+  int64_t rows_shape_[GCE_MAX_NDIM];
 };
 
 // The value of a num_threads argument. Throws PythonError.

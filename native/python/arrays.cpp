@@ -45,7 +45,8 @@ int32_t dtype_of(PyArrayObject* array) {
 }
 
 const char* expectation(Kind kind) {
-  return kind == Kind::kInteger ? "an integer dtype" : "float16, bfloat16, float32 or float64";
+  return kind == Kind::kTargets ? "an integer dtype, or a float dtype for probabilities"
+                                : "float16, bfloat16, float32 or float64";
 }
 
 [[noreturn]] void fail_dtype(const char* name, PyArrayObject* array, const char* expected) {

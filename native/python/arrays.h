@@ -43,7 +43,7 @@ class Ref {
 // What an argument takes.
 enum class Kind {
   kFloat,    // float16, bfloat16, float32, float64
-  kInteger,  // any integer dtype
+  kTargets,  // any integer dtype, or kFloat
   kReal      // kFloat; integers, bool and longdouble are converted to float64
 };
 

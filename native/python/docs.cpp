@@ -14,16 +14,18 @@ namespace {
   "`gamma` leads from cross-entropy (0) to smooth accuracy (1). At gamma = 1 the loss is the\n"   \
   "limit 1 - p; the -p of other texts differs from it by the constant 1 and has the same\n"       \
   "gradient. Below ``t = b gamma / (1 - b d)``, where the threshold b acts on the weight, the\n"  \
-  "loss goes on as ``L(t) + b (log(t) - log(p))``, so that it stays the antiderivative.\n\n"
+  "loss goes on as ``L(t) + b (log(t) - log(p))``, so that it stays the antiderivative.\n"         \
+  "Targets that are probabilities t make it ``sum_k t_k L(p_k)``, with the mean over the rows.\n\n"
 
 #define GCE_POSITIONAL                                                                            \
   "Parameters\n----------\n"                                                                      \
   "logits : array of float16, bfloat16 (``ml_dtypes``), float32 or float64\n"                     \
   "    Any shape with at least one axis and any strides. One row is what remains when all axes\n" \
   "    but the class axis are fixed; V is the length of the class axis.\n"                        \
-  "targets : array of int\n"                                                                      \
+  "targets : array of int, or of float\n"                                                         \
   "    The target class of each row: any integer dtype, the shape of `logits` without the class\n" \
-  "    axis, ``0 <= targets < V`` or `ignore_index`.\n"
+  "    axis, ``0 <= targets < V`` or `ignore_index`. Or probabilities: a float dtype, the shape of\n" \
+  "    `logits`, finite and >= 0; \"the shape of `targets`\" below is then that without the class axis.\n"
 
 #define GCE_GAMMA                                                                                 \
   "gamma : float or array of float\n"                                                             \
@@ -35,6 +37,10 @@ namespace {
   "ValueError\n    A shape, option or range; an `out` that is read-only or overlaps.\n"           \
   "IndexError\n    A target outside [0, V) that is not `ignore_index`.\n\n"                       \
   "Everything is checked before anything is written.\n\n"
+
+#define GCE_STATS                                                                                 \
+  "stats : LossStats\n"                                                                           \
+  "    With ``return_stats=True``: a named tuple of arrays of the shape of `targets`.\n\n"
 
 #define GCE_NOTES                                                                                 \
   "Notes\n-----\n"                                                                                \
@@ -68,12 +74,13 @@ namespace {
 }  // namespace
 
 const FunctionDoc kLossDoc = {
-    "The gamma-cross-entropy loss of logits and index targets.\n\n" GCE_LOSS_FORMULA GCE_POSITIONAL
+    "The gamma-cross-entropy loss of logits and targets.\n\n" GCE_LOSS_FORMULA GCE_POSITIONAL
         GCE_GAMMA,
     "\nReturns\n-------\n"
     "numpy scalar or array\n"
     "    The reduced loss, or with ``reduction=\"none\"`` one per row (the shape of `targets`):\n"
-    "    float32 for 16-bit logits, else the dtype of `logits`.\n\n" GCE_RAISES
+    "    float32 for 16-bit logits, else the dtype of `logits`.\n"
+    GCE_STATS GCE_RAISES
     "See Also\n--------\nloss_and_grad : the same with the gradient, in one pass.\n\n" GCE_NOTES
     "Examples\n--------\n" GCE_EXAMPLE_INPUT
     ">>> gce.loss(logits, targets, 0.0, reduction=\"none\").round(4)  # cross-entropy\n"
@@ -91,7 +98,8 @@ const FunctionDoc kLossAndGradDoc = {
     "    As `loss` returns it.\n"
     "grad : numpy.ndarray\n"
     "    Gradient of the reduced loss (with ``reduction=\"none\"``: of the rows' sum) times\n"
-    "    `grad_output`: shape and dtype of `logits`; `out` if that was given.\n\n" GCE_RAISES
+    "    `grad_output`: shape and dtype of `logits`; `out` if that was given.\n"
+    GCE_STATS GCE_RAISES
     "See Also\n--------\nloss : the loss alone.\n\n" GCE_NOTES
     "A new gradient costs page faults on fresh memory, at large V more than the loss itself: reuse\n"
     "one with `out`.\n\n"
@@ -99,6 +107,9 @@ const FunctionDoc kLossAndGradDoc = {
     ">>> loss, grad = gce.loss_and_grad(logits, targets, 0.5)\n"
     ">>> loss.round(4)\n"
     "np.float32(0.7302)\n"
+    ">>> loss, grad, stats = gce.loss_and_grad(logits, targets, 0.5, return_stats=True)\n"
+    ">>> print((stats.argmax == targets).mean())  # accuracy\n"
+    "0.5\n"
     ">>> grad.round(4)\n"
     "array([[-0.0715,  0.0523,  0.0192],\n"
     "       [ 0.002 , -0.0414,  0.0394]], dtype=float32)\n"
@@ -121,6 +132,55 @@ const FunctionDoc kRowStatsDoc = {
     "array([-0.1698, -3.0949], dtype=float32)\n"
     ">>> stats.argmax\n"
     "array([0, 2])\n"};
+
+const FunctionDoc kHvpDoc = {
+    "The product of the reduced loss' Hessian in the logits with a vector.\n\n"
+    "Of a row with ``q = softmax(z)``, ``w = p / (gamma + d p)``, ``d = 1 - gamma`` and the vector u::\n\n"
+    "    H u = w ((1 - d w) (u_y - q.u) (q - onehot(y)) + q (u - q.u))\n\n"
+    "where the threshold acts without the first term, as the gradient weight is constant there. The Hessian\n"
+    "is not positive semi-definite for gamma > 0; with ``gauss_newton=True`` its part ``w (diag(q) - q q')``\n"
+    "is taken, which is. All options of the loss count.\n\n"
+    GCE_POSITIONAL
+    "vector : array of float\n    u, of the shape of `logits`.\n" GCE_GAMMA,
+    "\nReturns\n-------\n"
+    "numpy.ndarray\n"
+    "    Shape and dtype of `logits`: the directional derivative of `loss_and_grad`'s gradient along\n"
+    "    `vector`; `out` if that was given.\n\n" GCE_RAISES
+    "See Also\n--------\nloss_and_grad : the gradient.\n\n"
+    "References\n----------\nOf the loss: arXiv:2302.13344.\n\n"
+    "Examples\n--------\n" GCE_EXAMPLE_INPUT
+    ">>> vector = np.ones((2, 3)) * [1.0, 0.0, -1.0]\n"
+    ">>> print(gce.hvp(logits, targets, vector, 0.5, reduction=\"sum\").round(3))\n"
+    "[[ 0.032  0.001 -0.033]\n"
+    " [ 0.008  0.055 -0.063]]\n"
+    ">>> h = 1e-5  # it is the slope of the gradient\n"
+    ">>> moved = [gce.loss_and_grad(logits + s * vector, targets, 0.5, reduction=\"sum\")[1] for s in (h, -h)]\n"
+    ">>> print(((moved[0] - moved[1]) / (2 * h)).round(3))\n"
+    "[[ 0.032  0.001 -0.033]\n"
+    " [ 0.008  0.055 -0.063]]\n"};
+
+const FunctionDoc kLossGammaGradDoc = {
+    "The derivative of the reduced loss in gamma, so that gamma can be learnt.\n\n"
+    "Of a row whose target has probability p, with ``d = 1 - gamma`` and ``s = gamma + d p``::\n\n"
+    "    dL/dgamma = -(1 - p)/(s d) - log(s)/d**2      gamma = 1: -(1 - p)**2 / 2\n\n"
+    "with p not below the knee ``t = b gamma / (1 - b d)`` of the threshold b, as beyond it the loss goes\n"
+    "on with a slope in log(p) that is the same on both sides. It is never positive: to learn gamma by it\n"
+    "alone leads to 1. `gamma_grad` is the same of log-probabilities, at threshold 0.\n\n"
+    GCE_POSITIONAL GCE_GAMMA,
+    "\nReturns\n-------\n"
+    "numpy.float64 or array of float64\n"
+    "    Derivative of the reduced loss (with ``reduction=\"none\"``: of the rows' sum) in `gamma`, of\n"
+    "    its shape, times `grad_output`: one number for a scalar gamma, else one for each row.\n\n" GCE_RAISES
+    "See Also\n--------\ngamma_grad : of log-probabilities.\n\n"
+    "References\n----------\nOf the loss: arXiv:2302.13344.\n\n"
+    "Examples\n--------\n" GCE_EXAMPLE_INPUT
+    ">>> print(gce.loss_gamma_grad(logits, targets, 0.5).round(4))\n"
+    "-0.5358\n"
+    ">>> h = 1e-6  # it is the slope of the loss\n"
+    ">>> wide = logits.astype(np.float64)\n"
+    ">>> slope = (gce.loss(wide, targets, 0.5 + h) - gce.loss(wide, targets, 0.5 - h)) / (2 * h)\n"
+    ">>> print(slope.round(4))\n"
+    "-0.5358\n"};
 
 const char* const kLossFromLogProbDoc =
     "The gamma-cross-entropy of log-probabilities of the target; a numpy ufunc.\n\n"

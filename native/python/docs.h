@@ -12,6 +12,8 @@ struct FunctionDoc {
 extern const FunctionDoc kLossDoc;
 extern const FunctionDoc kLossAndGradDoc;
 extern const FunctionDoc kRowStatsDoc;
+extern const FunctionDoc kLossGammaGradDoc;
+extern const FunctionDoc kHvpDoc;
 
 extern const char* const kLossFromLogProbDoc;
 extern const char* const kGradWeightDoc;

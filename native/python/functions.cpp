@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -39,10 +40,10 @@ void run(const Call& call) {
 // What a call computes for each row, or the number that a reduction makes of it.
 class Output {
  public:
-  // An array of the targets' shape; where that has no dimension, a number.
-  gce_array take_new(const gce_array& targets, int typenum) {
-    if (targets.ndim == 0) return take_number(typenum);
-    array_.take_new(new_rows(targets, typenum));
+  // An array of this one's shape; where that has no dimension, a number.
+  gce_array take_new(const gce_array& like, int typenum) {
+    if (like.ndim == 0) return take_number(typenum);
+    array_.take_new(new_rows(like, typenum));
     return array_.look();
   }
   gce_array take_number(int typenum) {
@@ -64,65 +65,112 @@ class Output {
   alignas(8) char number_[8];
 };
 
-gce_array take_new_loss(const Call& call, Output* loss) {
-  const int typenum = loss_typenum(call.problem.logits);
-  return call.problem.reduction == GCE_REDUCTION_NONE
-             ? loss->take_new(call.problem.targets, typenum)
-             : loss->take_number(typenum);
+gce_array take_new_loss(Call* call, Output* loss) {
+  const int typenum = loss_typenum(call->problem.logits);
+  return call->problem.reduction == GCE_REDUCTION_NONE ? loss->take_new(call->rows(), typenum)
+                                                       : loss->take_number(typenum);
+}
+
+// A class of gce._types.
+PyObject* type_named(const char* name) {
+  const Ref module(PyImport_ImportModule("gce._types"));
+  PyObject* type = module.get() == nullptr ? nullptr : PyObject_GetAttrString(module.get(), name);
+  if (type == nullptr) throw PythonError();
+  return type;
+}
+
+// The statistics of a call's rows, as a RowStats or, with the gradient weight, a LossStats.
+class Stats {
+ public:
+  enum Of { kRow = 3, kLossToo = 4 };
+
+  Stats(Of of, Call* call) : count_(of) {
+    gce_problem& p = call->problem;
+    const int typenum = loss_typenum(p.logits);
+    const gce_array rows = call->rows();
+    p.target_log_prob = fields_[0].take_new(rows, typenum);
+    p.logsumexp = fields_[1].take_new(rows, typenum);
+    p.argmax = fields_[2].take_new(rows, NPY_INT64);
+    if (of == kLossToo) p.grad_weight = fields_[3].take_new(rows, typenum);
+  }
+
+  Ref result() {
+    static PyObject* const row_stats = type_named("RowStats");
+    static PyObject* const loss_stats = type_named("LossStats");
+    const Ref values(PyTuple_New(count_));
+    if (values.get() == nullptr) throw PythonError();
+    for (int i = 0; i < count_; ++i) {
+      PyTuple_SET_ITEM(values.get(), i, fields_[i].result().release());
+    }
+    Ref stats(PyObject_CallObject(count_ == kRow ? row_stats : loss_stats, values.get()));
+    if (stats.get() == nullptr) throw PythonError();
+    return stats;
+  }
+
+ private:
+  const int count_;
+  Output fields_[kLossToo];
+};
+
+// What loss and loss_and_grad return: the loss, then the gradient if there is one, then statistics if they are asked for.
+PyObject* run_losses(Call* call) {
+  Output loss;
+  call->problem.loss = take_new_loss(call, &loss);
+  std::optional<Stats> stats;
+  if (call->return_stats) stats.emplace(Stats::kLossToo, call);
+  run(*call);
+  const Ref of_loss = loss.result();
+  PyObject* grad = call->out.object();
+  if (!stats)
+    return grad == nullptr ? Py_NewRef(of_loss.get()) : PyTuple_Pack(2, of_loss.get(), grad);
+  const Ref of_rows = stats->result();
+  return grad == nullptr ? PyTuple_Pack(2, of_loss.get(), of_rows.get())
+                         : PyTuple_Pack(3, of_loss.get(), grad, of_rows.get());
 }
 
 PyObject* loss(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("loss", kLossFunction, args, positional, keywords);
   call.look_at_inputs();
-  Output loss;
-  call.problem.loss = take_new_loss(call, &loss);
-  run(call);
-  return loss.result().release();
+  return run_losses(&call);
 }
 
 PyObject* loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("loss_and_grad", kLossAndGrad, args, positional, keywords);
   call.look_at_inputs();
-  Output loss;
-  call.problem.loss = take_new_loss(call, &loss);
   if (!call.out.is_given()) call.out.take_new(new_like(call.logits.array()));
   call.problem.grad = call.out.look();
-  run(call);
-  return PyTuple_Pack(2, loss.result().get(), call.out.object());
-}
-
-PyObject* row_stats_type() {
-  static PyObject* type = nullptr;
-  if (type == nullptr) {
-    const Ref module(PyImport_ImportModule("gce._types"));
-    if (module.get() != nullptr) type = PyObject_GetAttrString(module.get(), "RowStats");
-    if (type == nullptr) throw PythonError();
-  }
-  return type;
+  return run_losses(&call);
 }
 
 PyObject* row_stats(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("row_stats", kRowStats, args, positional, keywords);
   call.look_at_inputs();
-  const int typenum = loss_typenum(call.problem.logits);
-  const struct {
-    gce_array* output;
-    int typenum;
-  } wanted[] = {{&call.problem.target_log_prob, typenum},
-                {&call.problem.logsumexp, typenum},
-                {&call.problem.argmax, NPY_INT64}};
-  Output fields[3];
-  for (int i = 0; i < 3; ++i) {
-    *wanted[i].output = fields[i].take_new(call.problem.targets, wanted[i].typenum);
-  }
+  Stats stats(Stats::kRow, &call);
   run(call);
-  Ref results[3];
-  for (int i = 0; i < 3; ++i) results[i] = fields[i].result();
-  return PyObject_CallFunctionObjArgs(row_stats_type(), results[0].get(), results[1].get(),
-                                      results[2].get(), nullptr);
+  return stats.result().release();
+}
+
+PyObject* hvp(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
+  Call call;
+  call.parse("hvp", kHvp, args, positional, keywords);
+  call.look_at_inputs();
+  if (!call.out.is_given()) call.out.take_new(new_like(call.logits.array()));
+  call.problem.grad = call.out.look();
+  run(call);
+  return Py_NewRef(call.out.object());
+}
+
+PyObject* loss_gamma_grad(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
+  Call call;
+  call.parse("loss_gamma_grad", kLossGammaGrad, args, positional, keywords);
+  call.look_at_inputs();
+  Output grad;
+  call.problem.gamma_grad = grad.take_new(call.problem.gamma, NPY_DOUBLE);
+  run(call);
+  return grad.result().release();
 }
 
 using Function = PyObject* (*)(PyObject* const*, Py_ssize_t, PyObject*);
@@ -163,10 +211,14 @@ void add_functions(PyObject* module) {
   prepare_keywords();
   static const std::string docs[] = {doc_of("loss", kLossFunction, kLossDoc),
                                      doc_of("loss_and_grad", kLossAndGrad, kLossAndGradDoc),
-                                     doc_of("row_stats", kRowStats, kRowStatsDoc)};
+                                     doc_of("row_stats", kRowStats, kRowStatsDoc),
+                                     doc_of("loss_gamma_grad", kLossGammaGrad, kLossGammaGradDoc),
+                                     doc_of("hvp", kHvp, kHvpDoc)};
   static PyMethodDef methods[] = {method<loss>("loss", docs[0]),
                                   method<loss_and_grad>("loss_and_grad", docs[1]),
                                   method<row_stats>("row_stats", docs[2]),
+                                  method<loss_gamma_grad>("loss_gamma_grad", docs[3]),
+                                  method<hvp>("hvp", docs[4]),
                                   {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(module, methods) < 0) throw PythonError();
 }

@@ -180,7 +180,9 @@ gce_status set_options(const Request& request, gce_problem* problem) {
       {"grad", &gce_problem::grad},
       {"target_log_prob", &gce_problem::target_log_prob},
       {"logsumexp", &gce_problem::logsumexp},
+      {"grad_weight", &gce_problem::grad_weight},
       {"argmax", &gce_problem::argmax},
+      {"gamma_grad", &gce_problem::gamma_grad},
   };
   for (const auto& entry : request.arrays) problem->*arrays.at(entry.first) = entry.second.view;
   problem->axis = static_cast<int32_t>(request.int_or("axis", -1));

@@ -35,6 +35,12 @@ Layout choose_layout(const RowProblem& p) {
   return columns_contiguous && p.classes < kLargestFloatIndex ? kColumnsDirect : kRowsGathered;
 }
 
+// Whole tiles, but for those of few rows.
+inline int64_t rows_of_chunk(int64_t classes) {
+  const int64_t rows = kChunkElements / (classes + kRowElements);
+  return rows < 1 ? 1 : rows < kMaxTileRows ? rows : rows / kMaxTileRows * kMaxTileRows;
+}
+
 template <class Storage>
 void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   using Scalar = typename Tile<Storage>::Scalar;
@@ -80,9 +86,7 @@ void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   p->lines_offset = round_up(p->ring_offset + p->ring_rows * int64_t{sizeof(RowGrad<Storage>)});
   p->scratch_bytes = static_cast<size_t>(p->lines_offset) +
                      static_cast<size_t>(p->line_count) * sizeof(SharedLine<Storage>);
-  const int64_t rows = kChunkElements / (p->classes + kRowElements);
-  // Whole tiles, but for those of few rows.
-  p->chunk_rows = rows < 1 ? 1 : rows < kMaxTileRows ? rows : rows / kMaxTileRows * kMaxTileRows;
+  p->chunk_rows = rows_of_chunk(p->classes);
 }
 
 // Adds losses in row order into fixed lanes: a row's is its index within the chunk modulo L, whatever the tiles.
@@ -121,7 +125,9 @@ inline EpilogueNeeds needs_of(const RowProblem& p) {
           1.0 / p.divisor,
           p.smooth_weight_sum,
           p.arrays[kLoss].data != nullptr || p.reduction != GCE_REDUCTION_NONE,
-          p.arrays[kLogsumexp].data != nullptr || p.arrays[kTargetLogProb].data != nullptr,
+          p.arrays[kLogsumexp].data != nullptr || p.arrays[kTargetLogProb].data != nullptr ||
+              p.arrays[kGradWeight].data != nullptr,
+          p.arrays[kGammaGrad].data != nullptr,
           p.arrays[kGrad].data != nullptr,
           p.value == GCE_VALUE_SURROGATE,
           p.smooth_weights != nullptr,

@@ -5,6 +5,7 @@
 //   w = p / (gamma + d p) = 1 / (d + gamma / p),  w_b = max(b, w)
 //   primitive  L = -log(gamma + d p) / d, and below t* = b gamma / (1 - b d): L(t*) + b (log t* - l)
 //   surrogate  L = w_b (-l)
+//   dL/dgamma  as pointwise.inc.h has it; below t* that of L(t*), as dL/dlog p is the same on both sides
 //   with label smoothing eps, the row's loss is (1 - eps) c_y L + (eps / V) sum_v c_v (-log q_v)
 //   with z-loss lambda, lambda logsumexp(z)^2 more, and the gradient 2 lambda logsumexp(z) q
 //
@@ -66,22 +67,58 @@ inline F64 unthresholded_loss(const TargetProb& t, F64 log_p, F64 gamma) {
   return loss;
 }
 
-// The primitive loss with threshold, for log_p = log p. At the knee t*, with c = 1 - b d:
-// s = gamma / c = 1 - d (1 - b) / c and t* = b s. Compared as logarithms, since t* may underflow.
-inline F64 primitive_loss(const TargetProb& t, F64 log_p, F64 gamma, F64 b) {
-  const F64 zero = broadcast(0.0);
+// The knee t* = b s, s = gamma + d t*. With c = 1 - b d: s = gamma / c = 1 - d (1 - b) / c. NaN at b = 1, gamma = 0, where
+// there is no tail.
+struct Knee {
+  F64 s;
+  F64 log_s;
+  F64 log_p;  // to compare: t* itself may underflow
+  F64 one_minus_p;
+};
+inline Knee knee_of(F64 gamma, F64 b) {
   const F64 one = broadcast(1.0);
   const F64 half = broadcast(0.5);
-  const F64 loss = unthresholded_loss(t, log_p, gamma);
-  if (!any(zero < b)) return loss;
-  const F64 delta = one - gamma;
-  const F64 c = mul_add(b, gamma, one - b);  // 0 only at b = 1, gamma = 0: NaN from here, no tail
-  const F64 one_minus_knee = (one - b) / c;
-  const F64 u = delta * one_minus_knee;
+  const F64 c = mul_add(b, gamma, one - b);
+  const F64 one_minus_p = (one - b) / c;
+  const F64 u = (one - gamma) * one_minus_p;
   const F64 log_s = select(u < half, log_one_minus(select(u < half, u, half)), log(gamma) - log(c));
-  const F64 log_knee = log(b) + log_s;
-  const F64 at_knee = minus_log_per_delta(log_s, delta, one_minus_knee);
-  return select(log_p < log_knee, mul_add(b, log_knee - log_p, at_knee), loss);
+  return {gamma / c, log_s, log(b) + log_s, one_minus_p};
+}
+
+// The primitive loss with threshold, for log_p = log p.
+inline F64 primitive_loss(const TargetProb& t, F64 log_p, F64 gamma, F64 b) {
+  const F64 loss = unthresholded_loss(t, log_p, gamma);
+  if (!any(broadcast(0.0) < b)) return loss;
+  const Knee knee = knee_of(gamma, b);
+  const F64 at_knee = minus_log_per_delta(knee.log_s, broadcast(1.0) - gamma, knee.one_minus_p);
+  return select(log_p < knee.log_p, mul_add(b, knee.log_p - log_p, at_knee), loss);
+}
+
+// dL/dgamma. With s = gamma + d p, v = d (1 - p) / s and h = v / (2 + v):
+// dL/dgamma = (log(1 + v) - v) / d^2 and log(1 + v) = 2h + h h^2 R(h^2), v = 2h + v h, so the difference is
+// -h (v - h^2 R): no cancellation, and the factors 1/d go into v and h, so d = 0 needs no case.
+inline F64 gamma_grad_at(F64 s, F64 log_s, F64 one_minus_p, F64 gamma) {
+  const F64 zero = broadcast(0.0);
+  const F64 one = broadcast(1.0);
+  const F64 two = broadcast(2.0);
+  const F64 delta = one - gamma;
+  const F64 v_per_delta = one_minus_p / s;
+  const F64 v = delta * v_per_delta;
+  const F64 h_per_delta = v_per_delta / (two + v);
+  const F64 h = v / (two + v);
+  const F64 near = zero - h_per_delta * (v_per_delta - h_per_delta * h * horner<6>(h * h, kLog));
+  const F64 far = select(s == zero, zero - v, (zero - log_s - v) / (delta * delta));
+  return select(v < broadcast(0.41), near, far);
+}
+inline F64 gamma_grad(const TargetProb& t, F64 log_p, F64 gamma, F64 b) {
+  const F64 zero = broadcast(0.0);
+  const F64 s = mul_add(broadcast(1.0) - gamma, t.p, gamma);
+  const F64 log_s = select(gamma == zero, log_p, log(s));
+  const F64 grad = gamma_grad_at(s, log_s, t.one_minus_p, gamma);
+  if (!any(zero < b)) return grad;
+  const Knee knee = knee_of(gamma, b);
+  const F64 at_knee = gamma_grad_at(knee.s, knee.log_s, knee.one_minus_p, gamma);
+  return select(log_p < knee.log_p, at_knee, grad);
 }
 
 inline F64 surrogate_loss(F64 log_p, F64 weight) {
@@ -194,14 +231,24 @@ struct EpilogueNeeds {
   double weight_sum;  // of the classes, for label smoothing
   bool loss;
   bool statistics;
+  bool gamma_grad;
   bool grad;
   bool surrogate;
   bool smoothed;
   bool z_loss;
 
-  // What CommonEpilogue can do, as far as that is the same for all rows.
-  bool may_be_common() const {
-    return !statistics && !surrogate && !smoothed && !z_loss && divisor > 1e-300;
+  // Whether CommonEpilogue can do loss and gradient, as far as that is the same for all rows.
+  bool may_be_common() const { return !surrogate && !smoothed && !z_loss && divisor > 1e-300; }
+  bool beside_loss_and_grad() const { return statistics || gamma_grad; }
+  EpilogueNeeds of_loss_and_grad() const {
+    EpilogueNeeds needs = *this;
+    needs.statistics = needs.gamma_grad = false;
+    return needs;
+  }
+  EpilogueNeeds beside() const {
+    EpilogueNeeds needs = *this;
+    needs.loss = needs.grad = false;
+    return needs;
   }
 };
 
@@ -241,9 +288,11 @@ class GeneralEpilogue {
       const F64 weight =
           grad_weight(stats.gamma_over_p, load(t_.gamma + r), load(t_.threshold + r));
       const Mask64 ignored = negative(t_.target + r);
-      if (needs_.loss || needs_.statistics || needs_.z_loss)
-        write_loss(r, row, stats, weight, shift, ignored);
-      if (needs_.grad) write_grad(r, row, stats, weight, ignored);
+      const RowLogs logs = logs_of(r, row, stats, shift);
+      if (needs_.loss) write_loss(r, row, stats, weight, logs, ignored);
+      if (needs_.statistics) write_statistics(r, weight, logs, ignored);
+      if (needs_.gamma_grad) write_gamma_grad(r, stats, logs, ignored);
+      if (needs_.grad) write_grad(r, row, stats, weight, logs, ignored);
     }
     if (needs_.grad) narrow_grad();
   }
@@ -278,32 +327,55 @@ class GeneralEpilogue {
             raised};
   }
 
-  void write_loss(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight, F64 shift,
-                  Mask64 ignored) {
+  struct RowLogs {
+    F64 log_p;
+    F64 logsumexp;
+  };
+  // 0 where they are not needed: two logarithms are a third of this epilogue.
+  RowLogs logs_of(int64_t r, const RowTerms& row, const TargetStats& stats, F64 shift) const {
     const F64 zero = broadcast(0.0);
-    const F64 gamma = load(t_.gamma + r);
-    const F64 b = load(t_.threshold + r);
-    F64 log_sum = zero;
-    F64 log_p = zero;
-    if (needs_.statistics || needs_.surrogate || needs_.z_loss ||
-        any(gamma < broadcast(kTinyGamma)) || any(zero < b)) {
-      log_sum = log(row.sum_high + row.sum_low) * broadcast(1.0 + Log2E<Vector>::kStretch);
-      log_p = log_prob(stats.prob, mul_add(stats.x, broadcast(kLn2), zero - log_sum));
-    }
-    const F64 of_target = needs_.surrogate ? surrogate_loss(log_p, weight)
-                                           : primitive_loss(stats.prob, log_p, gamma, b);
+    const bool needed = needs_.beside_loss_and_grad() || needs_.z_loss ||
+                        (needs_.loss && (needs_.surrogate || needs_log_p(r)));
+    if (!needed) return {zero, zero};
+    const F64 log_sum = log(row.sum_high + row.sum_low) * broadcast(1.0 + Log2E<Vector>::kStretch);
+    const F64 to_natural = broadcast(1.0 / static_cast<double>(Log2E<Vector>::kValue));
+    return {log_prob(stats.prob, mul_add(stats.x, broadcast(kLn2), zero - log_sum)),
+            shift + mul_add(row.reference, to_natural, log_sum)};
+  }
+  bool needs_log_p(int64_t r) const {
+    return any(load(t_.gamma + r) < broadcast(kTinyGamma)) ||
+           any(broadcast(0.0) < load(t_.threshold + r));
+  }
+
+  void write_loss(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight,
+                  const RowLogs& logs, Mask64 ignored) {
+    const F64 of_target =
+        needs_.surrogate
+            ? surrogate_loss(logs.log_p, weight)
+            : primitive_loss(stats.prob, logs.log_p, load(t_.gamma + r), load(t_.threshold + r));
     const F64 row_weight = load(t_.row_weight + r);
     F64 of_row = needs_.smoothed ? counted_loss(row_weight, of_target) + smooth_loss(r, row)
                                  : of_target * row_weight;
-    const F64 to_natural = broadcast(1.0 / static_cast<double>(Log2E<Vector>::kValue));
-    const F64 logsumexp = shift + mul_add(row.reference, to_natural, log_sum);
     if (needs_.z_loss) {
-      of_row = of_row + counted_loss(load(t_.z_weight + r), logsumexp * logsumexp);
+      of_row = of_row + counted_loss(load(t_.z_weight + r), logs.logsumexp * logs.logsumexp);
     }
-    const F64 loss = select(ignored, zero, one_nan(of_row));
-    store(t_.loss + r, loss);
-    store(t_.target_log_prob + r, select(ignored, zero, one_nan(log_p)));
-    store(t_.logsumexp + r, one_nan(logsumexp));
+    store(t_.loss + r, select(ignored, broadcast(0.0), one_nan(of_row)));
+  }
+
+  void write_statistics(int64_t r, F64 weight, const RowLogs& logs, Mask64 ignored) {
+    const F64 zero = broadcast(0.0);
+    store(t_.target_log_prob + r, select(ignored, zero, one_nan(logs.log_p)));
+    store(t_.logsumexp + r, one_nan(logs.logsumexp));
+    store(t_.grad_weight + r, select(ignored, zero, one_nan(weight)));
+  }
+
+  void write_gamma_grad(int64_t r, const TargetStats& stats, const RowLogs& logs, Mask64 ignored) {
+    const F64 of_target =
+        gamma_grad(stats.prob, logs.log_p, load(t_.gamma + r), load(t_.threshold + r));
+    const F64 row_weight =
+        (load(t_.row_weight + r) / broadcast(needs_.divisor)) * load(t_.upstream + r);
+    const F64 of_row = counted_loss(row_weight, of_target);
+    store(t_.gamma_grad + r, select(ignored, broadcast(0.0), one_nan(of_row)));
   }
 
   // Label smoothing's part, with m the row's maximum:
@@ -317,7 +389,7 @@ class GeneralEpilogue {
   }
 
   void write_grad(int64_t r, const RowTerms& row, const TargetStats& stats, F64 weight,
-                  Mask64 ignored) {
+                  const RowLogs& logs, Mask64 ignored) {
     const F64 zero = broadcast(0.0);
     const F64 divisor = broadcast(needs_.divisor);
     const F64 upstream = load(t_.upstream + r);
@@ -332,8 +404,8 @@ class GeneralEpilogue {
       store(offset_ + (r - begin_), select(ignored, zero, zero - smooth));
     }
     if (needs_.z_loss) {
-      const F64 of_all = (load(t_.z_weight + r) / divisor) * upstream *
-                         (load(t_.logsumexp + r) + load(t_.logsumexp + r));
+      const F64 of_all =
+          (load(t_.z_weight + r) / divisor) * upstream * (logs.logsumexp + logs.logsumexp);
       factor = factor + of_all;
       at_target = at_target + of_all * stats.prob.p;
     }

@@ -225,20 +225,25 @@ class CommonEpilogue {
   Tile<Storage>& t_;
 };
 
-// Fills the results of one tile, but for grad_floor.
+template <class Storage>
+void general_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) {
+  for (int64_t r = 0; r < tile->rows; r += Tile<Storage>::Vector::kLanes) {
+    GeneralEpilogue<Storage>(needs, r, tile).run();
+  }
+}
+
+// Fills the results of one tile, but for grad_floor. Loss and gradient are the same whatever else is asked for.
 template <class Storage>
 void tile_epilogue(const EpilogueNeeds& needs, Tile<Storage>* tile) {
-  using Vector = typename Tile<Storage>::Vector;
-  if constexpr (sizeof(typename Vector::Scalar) == sizeof(float)) {
+  if constexpr (sizeof(typename Tile<Storage>::Scalar) == sizeof(float)) {
     if (needs.may_be_common()) {
-      CommonEpilogue<Storage> epilogue(needs, tile);
+      CommonEpilogue<Storage> epilogue(needs.of_loss_and_grad(), tile);
       for (int64_t r = 0; r < tile->rows; r += kEpilogueRows) epilogue.run(r);
+      if (needs.beside_loss_and_grad()) general_epilogue(needs.beside(), tile);
       return;
     }
   }
-  for (int64_t r = 0; r < tile->rows; r += Vector::kLanes) {
-    GeneralEpilogue<Storage>(needs, r, tile).run();
-  }
+  general_epilogue(needs, tile);
 }
 
 }  // namespace

@@ -36,24 +36,8 @@ inline F64 pointwise_grad_weight(F64 l, F64 gamma, F64 b) {
                      b);
 }
 
-// With s = gamma + d p, v = d (1 - p) / s and h = v / (2 + v):
-// dL/dgamma = (log(1 + v) - v) / d^2 and log(1 + v) = 2h + h h^2 R(h^2), v = 2h + v h, so the difference is
-// -h (v - h^2 R): no cancellation, and the factors 1/d go into v and h, so d = 0 needs no case.
 inline F64 pointwise_gamma_grad(F64 l, F64 gamma) {
-  const F64 zero = broadcast(0.0);
-  const F64 one = broadcast(1.0);
-  const F64 two = broadcast(2.0);
-  const TargetProb t = target_prob_of(l, exponential_of(l));
-  const F64 delta = one - gamma;
-  const F64 s = mul_add(delta, t.p, gamma);
-  const F64 v_per_delta = t.one_minus_p / s;
-  const F64 v = delta * v_per_delta;
-  const F64 h_per_delta = v_per_delta / (two + v);
-  const F64 h = v / (two + v);
-  const F64 near = zero - h_per_delta * (v_per_delta - h_per_delta * h * horner<6>(h * h, kLog));
-  const F64 minus_log_s = zero - select(gamma == zero, l, log(s));
-  const F64 far = select(s == zero, zero - v, (minus_log_s - v) / (delta * delta));
-  return select(v < broadcast(0.41), near, far);
+  return gamma_grad(target_prob_of(l, exponential_of(l)), l, gamma, broadcast(0.0));
 }
 
 template <class Scalar>

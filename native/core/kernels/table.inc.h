@@ -4,6 +4,7 @@ namespace gce {
 namespace {
 
 void lay_out(RowProblem* p, int64_t cache_bytes) {
+  if (needs_wide_rows(*p)) return lay_out_wide(p);
   switch (p->arrays[kLogits].dtype) {
     case GCE_FLOAT16:
       return lay_out_as<Float16>(p, cache_bytes);
@@ -16,7 +17,22 @@ void lay_out(RowProblem* p, int64_t cache_bytes) {
   }
 }
 
+void work_on_wide_rows(const RowProblem& p, char* scratch, NextChunk next, void* chunks,
+                       PairSum* loss_sums) {
+  switch (p.arrays[kLogits].dtype) {
+    case GCE_FLOAT16:
+      return WideWorker<Float16>(p, scratch).run(next, chunks, loss_sums);
+    case GCE_BFLOAT16:
+      return WideWorker<BFloat16>(p, scratch).run(next, chunks, loss_sums);
+    case GCE_FLOAT32:
+      return WideWorker<float>(p, scratch).run(next, chunks, loss_sums);
+    default:
+      return WideWorker<double>(p, scratch).run(next, chunks, loss_sums);
+  }
+}
+
 void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, PairSum* loss_sums) {
+  if (p.layout == kRowsWide) return work_on_wide_rows(p, scratch, next, chunks, loss_sums);
   switch (p.arrays[kLogits].dtype) {
     case GCE_FLOAT16:
       return Worker<Float16>(p, scratch).run(next, chunks, loss_sums);
@@ -51,8 +67,9 @@ void work_on_segments(const RowProblem& p, char* scratch, int64_t worker, const 
 #define GCE_TEXT(a) GCE_TEXT_(a)
 
 const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
-  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out,   work, work_on_segments,
-                                    check_targets,     pointwise, limit};
+  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out,       work,
+                                    work_on_segments,  check_targets, check_probabilities,
+                                    pointwise,         limit};
   return &table;
 }
 

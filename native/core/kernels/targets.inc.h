@@ -50,5 +50,40 @@ TargetCheck check_targets(const char* targets, int32_t dtype, int64_t stride, in
   return check_each(targets, dtype, stride, n, classes, has_ignore_index, ignore_index);
 }
 
+// Whether a vector's worth are all finite and >= 0.
+template <class Vector>
+inline bool all_are_probabilities(Vector t) {
+  const Vector zero = broadcast(typename Vector::Scalar(0));
+  return all(t - t == zero) && !any(t < zero);
+}
+
+template <class Storage>
+int64_t first_that_is_none(const char* row, int64_t stride, int64_t n) {
+  using Vector = typename ComputeOf<Storage>::Vector;
+  int64_t v = 0;
+  if (stride == int64_t{sizeof(Storage)}) {
+    const Storage* t = reinterpret_cast<const Storage*>(row);
+    while (v + Vector::kLanes <= n && all_are_probabilities(load(t + v))) v += Vector::kLanes;
+  }
+  for (; v < n; ++v) {
+    const auto one = to_scalar(read<Storage>(row + v * stride));
+    if (!(one >= 0) || one - one != 0) return v;
+  }
+  return v;
+}
+
+int64_t check_probabilities(const char* row, int32_t dtype, int64_t stride, int64_t n) {
+  switch (dtype) {
+    case GCE_FLOAT16:
+      return first_that_is_none<Float16>(row, stride, n);
+    case GCE_BFLOAT16:
+      return first_that_is_none<BFloat16>(row, stride, n);
+    case GCE_FLOAT32:
+      return first_that_is_none<float>(row, stride, n);
+    default:
+      return first_that_is_none<double>(row, stride, n);
+  }
+}
+
 }  // namespace
 }  // namespace gce

@@ -47,6 +47,8 @@ struct Tile {
   double loss[kSize];
   double target_log_prob[kSize];
   double logsumexp[kSize];
+  double grad_weight[kSize];
+  double gamma_grad[kSize];
   Scalar grad_factor[kSize];
   Scalar grad_scale[kSize];
   Scalar grad_floor[kSize];
@@ -140,7 +142,12 @@ inline void read_targets(const char* p, int64_t stride, int64_t n, int64_t* out)
   for (int64_t r = 0; r < n; ++r) out[r] = static_cast<int64_t>(read<Integer>(p + r * stride));
 }
 
-inline void read_targets_of(const RowCursor& cursor, int64_t n, int64_t* out) {
+inline void read_targets_of(const RowProblem& problem, const RowCursor& cursor, int64_t n,
+                            int64_t* out) {
+  if (problem.targets_are_probabilities) {  // kRowsWide reads them; no row is ignored
+    for (int64_t r = 0; r < n; ++r) out[r] = 0;
+    return;
+  }
   const char* p = cursor.pointer(kTargets);
   const int64_t stride = cursor.stride(kTargets);
   const int32_t dtype = cursor.dtype(kTargets);
@@ -212,7 +219,7 @@ void fill_constants(const RowProblem& problem, Tile<Storage>* tile) {
 template <class Storage>
 void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, int64_t n,
               Tile<Storage>* tile) {
-  read_targets_of(cursor, n, tile->target + at);
+  read_targets_of(problem, cursor, n, tile->target + at);
   if (problem.has_ignore_index) {
     for (int64_t r = at; r < at + n; ++r) {
       if (tile->target[r] == problem.ignore_index) tile->target[r] = -1;
@@ -269,6 +276,8 @@ void store_run(const RowCursor& cursor, int64_t at, int64_t n, const Tile<Storag
   write_run(cursor, kLoss, n, tile.loss + at);
   write_run(cursor, kTargetLogProb, n, tile.target_log_prob + at);
   write_run(cursor, kLogsumexp, n, tile.logsumexp + at);
+  write_run(cursor, kGradWeight, n, tile.grad_weight + at);
+  write_run(cursor, kGammaGrad, n, tile.gamma_grad + at);
   if (cursor.has(kArgmax)) {
     for (int64_t r = 0; r < n; ++r) {
       write(cursor.pointer(kArgmax) + r * cursor.stride(kArgmax), tile.argmax[at + r]);

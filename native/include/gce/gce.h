@@ -88,7 +88,9 @@ typedef struct gce_array {
  * before a byte of any output is written.
  *
  *   logits         float16, bfloat16, float32 or float64; any rank >= 1, any strides
- *   targets        any integer dtype, the logits' shape without the class axis
+ *   targets        any integer dtype, the logits' shape without the class axis; or probabilities t >= 0: float dtype, the
+ *                  logits' shape. Then a row's loss is sum_k c[k] t[k] L(q[k]), the mean divides by the number of rows,
+ *                  and where it says "the targets' shape" here, it is that without the class axis
  *   gamma          float dtype; 0-d, or the targets' shape; in [0, 1]
  *   threshold      b: like gamma; absent = 0
  *   weight         c: float dtype, shape (V,); multiplies loss and gradient of a row by c[y]
@@ -97,6 +99,9 @@ typedef struct gce_array {
  *   label_smoothing  eps in [0, 1]: a row's loss is (1 - eps) c[y] L + (eps / V) sum_v c[v] (-log q[v]), times
  *                  its sample weight; the sum leaves out classes with c[v] = 0
  *   z_loss         lambda >= 0, finite: adds lambda logsumexp(z)^2 to a row's loss, times its sample weight
+ *   softcap        kappa > 0, finite: logits become kappa tanh(z / kappa) first; 0: none
+ *   vector         u: float dtype, the logits' shape. With it grad is the product of the Hessian of the reduced loss with u,
+ *                  or with gauss_newton of its positive part, in which the gradient weight is a constant
  *   normalizer     the divisor of the mean, if has_normalizer; finite and > 0
  *   ignore_index   rows with this target have loss 0 and gradient 0, if has_ignore_index
  *   axis           class axis, -ndim <= axis < ndim
@@ -104,9 +109,12 @@ typedef struct gce_array {
  * Outputs; all but those wanted are absent:
  *   loss             the logits' dtype, or float32 for 16-bit logits (rounded once more if it is
  *                    16-bit too); 0-d, or the targets' shape with reduction none
- *   grad             the logits' dtype and shape; may be exactly the logits' memory (in place)
- *   target_log_prob, logsumexp   the loss' dtype, the targets' shape
+ *   grad             the logits' dtype and shape; may be exactly the logits' memory (in place). With a vector, the product
+ *   target_log_prob, logsumexp, grad_weight   the loss' dtype, the targets' shape; grad_weight is w_b, before
+ *                    class and sample weights
  *   argmax           int64, the targets' shape: the first largest logit, or the first NaN
+ *   gamma_grad       float64, 0-d or the targets' shape, as gamma is: the reduced loss' derivative in gamma (with
+ *                    reduction none, of the rows' sum), times grad_output
  */
 typedef struct gce_problem {
   gce_array logits;
@@ -116,20 +124,25 @@ typedef struct gce_problem {
   gce_array weight;
   gce_array sample_weight;
   gce_array grad_output;
+  gce_array vector;
   double normalizer;
   double label_smoothing; /* 0: none */
   double z_loss;          /* 0: none */
+  double softcap;         /* 0: none */
   int64_t ignore_index;
   int32_t has_normalizer;
   int32_t has_ignore_index;
   int32_t axis;
   int32_t reduction; /* a gce_reduction */
   int32_t value;     /* a gce_value */
+  int32_t gauss_newton;
   gce_array loss;
   gce_array grad;
   gce_array target_log_prob;
   gce_array logsumexp;
+  gce_array grad_weight;
   gce_array argmax;
+  gce_array gamma_grad;
 } gce_problem;
 
 typedef struct gce_plan gce_plan;
