@@ -6,6 +6,7 @@ An engine has gce's own functions, with gce's arguments, results and errors::
     engine.loss_and_grad(logits, targets, gamma, **options)
     engine.row_stats(logits, targets, **options)
     engine.loss_gamma_grad(logits, targets, gamma, **options)
+    engine.hvp(logits, targets, vector, gamma, **options)
     engine.pointwise("grad_weight", log_p, gamma, threshold)      # one of the ufuncs
 
 `InProcess` is the extension module. `Emulated` is the same core in another process, reached
@@ -84,6 +85,8 @@ class Engine(Protocol):
 
     def loss_gamma_grad(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any: ...
 
+    def hvp(self, logits: Any, targets: Any, vector: Any, gamma: Any, **options: Any) -> Any: ...
+
     def pointwise(self, op: str, *args: Any) -> Any: ...
 
 
@@ -113,6 +116,7 @@ class InProcess:
         self.loss_and_grad = gce.loss_and_grad
         self.row_stats = gce.row_stats
         self.loss_gamma_grad = gce.loss_gamma_grad
+        self.hvp = gce.hvp
 
     def pointwise(self, op: str, *args: Any) -> Any:
         """One of the three ufuncs."""
@@ -226,7 +230,7 @@ class Emulated:
         self._isa = isa
         self._forced = forced
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # start() after a death is within a call
 
     def start(self) -> Emulated:
         """Start the process and see that it runs the ISA that it should."""
@@ -270,7 +274,7 @@ class Emulated:
     def row_stats(self, logits: Any, targets: Any, **options: Any) -> Any:
         """`gce.row_stats`."""
         logits, targets = _as_float(logits), np.asarray(targets)
-        fields = _stats_fields(gce.RowStats, logits, targets)
+        fields = _stats_fields(gce.RowStats, logits, _row_shape(logits, targets, options))
         self._run({"logits": logits, "targets": targets}, fields, options)
         return gce.RowStats(*(field[()] for field in fields.values()))
 
@@ -281,6 +285,14 @@ class Emulated:
         inputs = {"logits": logits, "targets": targets, "gamma": gamma}
         self._run(inputs, {"gamma_grad": grad}, options)
         return grad[()]
+
+    def hvp(self, logits: Any, targets: Any, vector: Any, gamma: Any, **options: Any) -> Any:
+        """`gce.hvp`."""
+        logits, targets, vector = _as_float(logits), np.asarray(targets), _as_real(vector)
+        out = np.full_like(logits, -77.0)
+        inputs = {"logits": logits, "targets": targets, "vector": vector, "gamma": _as_real(gamma)}
+        self._run(inputs, {"grad": out}, options)
+        return out
 
     def pointwise(self, op: str, *args: Any) -> Any:
         """One of the ufuncs; `args` of at most one dimension."""
@@ -297,12 +309,13 @@ class Emulated:
     def _losses(self, logits: Any, targets: Any, gamma: Any, grad: Any, options: Any) -> Any:
         logits, targets = _as_float(logits), np.asarray(targets)
         per_row = options.get("reduction") == "none"
-        loss = np.full(targets.shape if per_row else (), -77.0, _loss_dtype(logits))
+        rows = _row_shape(logits, targets, options)
+        loss = np.full(rows if per_row else (), -77.0, _loss_dtype(logits))
         inputs = {"logits": logits, "targets": targets, "gamma": _as_real(gamma)}
         outputs = {"loss": loss} if grad is None else {"loss": loss, "grad": grad}
         stats = {}
         if options.pop("return_stats", False):
-            stats = _stats_fields(gce.LossStats, logits, targets)
+            stats = _stats_fields(gce.LossStats, logits, rows)
         self._run(inputs, {**outputs, **stats}, options)
         return loss[()], gce.LossStats(*(field[()] for field in stats.values())) if stats else None
 
@@ -316,9 +329,9 @@ class Emulated:
                 inputs[name] = _as_real(value)
             elif name in ("reduction", "value"):
                 lines.append(("text", name, value))
-            elif name in ("normalizer", "label_smoothing", "z_loss"):
+            elif name in ("normalizer", "label_smoothing", "z_loss", "softcap"):
                 lines.append(("real", name, float(value).hex()))
-            elif name in ("axis", "ignore_index", "num_threads"):
+            elif name in ("axis", "ignore_index", "num_threads", "shift", "gauss_newton"):
                 lines.append(("int", name, int(value)))
             else:
                 raise TypeError(f"unexpected keyword argument {name!r}")
@@ -380,11 +393,16 @@ def _as_real(option: Any) -> Any:
     return option if option.dtype.name in DTYPES[:4] else option.astype(np.float64)
 
 
-def _stats_fields(kind: Any, logits: Any, targets: Any) -> dict[str, Any]:
+def _row_shape(logits: Any, targets: Any, options: Any) -> tuple[int, ...]:
+    if targets.dtype.kind in "iu":
+        return targets.shape
+    return tuple(np.delete(logits.shape, options.get("axis", -1)))
+
+
+def _stats_fields(kind: Any, logits: Any, rows: tuple[int, ...]) -> dict[str, Any]:
     dtypes = {"argmax": np.int64}
     return {
-        name: np.full(targets.shape, -77, dtypes.get(name, _loss_dtype(logits)))
-        for name in kind._fields
+        name: np.full(rows, -77, dtypes.get(name, _loss_dtype(logits))) for name in kind._fields
     }
 
 

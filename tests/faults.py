@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 FLOATS = "expected float16, bfloat16, float32 or float64"
-INTEGER = "expected an integer dtype"
+INTEGER = "expected an integer dtype, or a float dtype for probabilities"
+INDICES = (
+    "expected an integer dtype for one class per row, "
+    "or probabilities of the shape of logits (4, 5)"
+)
 
 
 def arguments() -> dict[str, Any]:
@@ -94,10 +98,12 @@ WRONG_DTYPES = [
     Wrong({"logits": None}, TypeError, f"logits has dtype object, {FLOATS}"),
     Wrong({"logits": {}}, TypeError, f"logits has dtype object, {FLOATS}"),
     *(
+        Wrong({"targets": np.zeros(4, dtype)}, TypeError, f"targets has dtype {dtype}, {INDICES}")
+        for dtype in ("float32", "float64")
+    ),
+    *(
         Wrong({"targets": np.zeros(4, dtype)}, TypeError, f"targets has dtype {name}, {INTEGER}")
         for dtype, name in [
-            ("float32", "float32"),
-            ("float64", "float64"),
             ("bool", "bool"),
             ("complex128", "complex128"),
             ("object", "object"),
@@ -107,7 +113,7 @@ WRONG_DTYPES = [
             (">u8", ">u8"),
         ]
     ),
-    Wrong({"targets": [0.0, 1.0, 2.0, 3.0]}, TypeError, f"targets has dtype float64, {INTEGER}"),
+    Wrong({"targets": [0.0, 1.0, 2.0, 3.0]}, TypeError, f"targets has dtype float64, {INDICES}"),
     Wrong({"targets": None}, TypeError, f"targets has dtype object, {INTEGER}"),
     *(
         Wrong({option: item}, TypeError, f"{option} has dtype {name}, {FLOATS}")

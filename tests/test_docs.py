@@ -22,9 +22,8 @@ from gce import _native
 
 MODULES = ["gce", "gce.schedules", "gce.presets", "gce.reference", "gce._config", "gce._types"]
 MODULES += ["gce.onnx.training"] if importlib.util.find_spec("onnx_ad") else []
-FUNCTIONS = {
-    name: getattr(gce, name) for name in ("loss", "loss_and_grad", "row_stats", "loss_gamma_grad")
-}
+NAMES = ("loss", "loss_and_grad", "row_stats", "loss_gamma_grad", "hvp")
+FUNCTIONS = {name: getattr(gce, name) for name in NAMES}
 STUB = Path(gce.__file__).with_name("_native.pyi")
 README = Path(__file__).parent.parent / "README.md"
 
@@ -189,13 +188,22 @@ def test_every_argument_is_documented(name):
 
 
 def test_functions_share_their_options():
-    loss, both, stats = (inspect.signature(function).parameters for function in FUNCTIONS.values())
-    assert set(both) - set(loss) == {"out", "grad_output"}
-    assert set(stats) < set(loss) < set(both)
-    for name in set(both) & set(loss):
-        assert both[name] == loss[name]
-    loss_doc, both_doc = (parameters_of(FUNCTIONS[name].__doc__) for name in list(FUNCTIONS)[:2])
-    assert all(both_doc[name] == text for name, text in loss_doc.items())
+    parameters = {
+        name: inspect.signature(function).parameters for name, function in FUNCTIONS.items()
+    }
+    loss = set(parameters["loss"])
+    assert set(parameters["loss_and_grad"]) - loss == {"out", "grad_output"}
+    assert set(parameters["row_stats"]) < loss
+    assert set(parameters["loss_gamma_grad"]) ^ loss == {"return_stats", "grad_output"}
+    of_products = {"return_stats", "vector", "grad_output", "gauss_newton", "out"}
+    assert set(parameters["hvp"]) ^ loss == of_products
+    docs = {name: parameters_of(function.__doc__) for name, function in FUNCTIONS.items()}
+    for name, of_function in parameters.items():
+        for option, parameter in of_function.items():
+            for other in parameters:
+                if option in parameters[other]:
+                    assert parameters[other][option] == parameter
+                    assert docs[other][option].strip() == docs[name][option].strip()
 
 
 def test_the_reference_has_the_same_options_and_defaults():
@@ -203,7 +211,7 @@ def test_the_reference_has_the_same_options_and_defaults():
         ours = inspect.signature(function).parameters
         theirs = inspect.signature(getattr(gce.reference, name)).parameters
         # What changes nothing of the result is not the reference's.
-        assert set(ours) - set(theirs) == {"num_threads", "out"} & set(ours)
+        assert set(ours) - set(theirs) == {"num_threads", "out", "return_stats"} & set(ours)
         assert set(theirs) <= set(ours)
         assert all(ours[key].default == theirs[key].default for key in theirs)
 
@@ -252,8 +260,10 @@ def test_every_overload_has_every_argument(name):
         assert [arg.arg for arg in (*arguments.args, *arguments.kwonlyargs)] == list(parameters)
         for arg, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
             if default is None:  # what chooses the overload
-                assert arg.arg == "reduction"
-                assert ast.unparse(arg.annotation) == "Literal['none']"
+                assert (arg.arg, ast.unparse(arg.annotation)) in (
+                    ("reduction", "Literal['none']"),
+                    ("return_stats", "Literal[True]"),
+                )
             else:
                 assert ast.literal_eval(default) == parameters[arg.arg].default
 

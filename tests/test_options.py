@@ -54,6 +54,12 @@ def targets_with(ignored: int | None, dtype: str = "int64") -> np.ndarray:
     return targets.astype(dtype)
 
 
+def probabilities(dtype: str) -> np.ndarray:
+    """Some of them 0, the class axis last."""
+    drawn = np.random.default_rng(5).exponential(size=(*SHAPE, CLASSES)).clip(0.3) - 0.3
+    return (drawn / drawn.sum(axis=-1, keepdims=True)).astype(dtype_of(dtype))
+
+
 # Some arguments of each kind; a random case takes one of each. Where an argument changes what the
 # others may be (a reduction, an ignored target), the entry says all of it.
 GAMMAS = [
@@ -121,6 +127,16 @@ TARGETS = [
     {"targets": targets_with(None).tolist()},
     {"targets": np.asfortranarray(targets_with(-100))},
 ]
+# As arguments of each kind, but for the class axis, along which `check` brings them.
+PROBABILITIES = [
+    {"targets": probabilities("float64")},
+    {"targets": probabilities("float32"), "ignore_index": -1},
+    {"targets": probabilities("float16"), "ignore_index": None},
+    {"targets": np.asfortranarray(3.0 * probabilities("float64"))},
+    {"targets": np.eye(CLASSES, dtype="float32")[ROWS % CLASSES]},
+    {"targets": np.zeros((*SHAPE, CLASSES))},
+    {"targets": np.broadcast_to(np.full(CLASSES, 1.0 / CLASSES), (*SHAPE, CLASSES))},
+]
 REDUCTIONS = [
     {},
     {"reduction": "mean"},
@@ -139,6 +155,8 @@ REDUCTIONS = [
 ]
 SMOOTHINGS = [0.0, 1e-7, 0.1, 1, True, np.float32(0.3), np.float64(0.5), np.array(0.25)]
 Z_LOSSES = [0.0, 1e-4, 0.125, 1, np.float32(0.3), np.array(0.25)]
+SOFTCAPS = [None, 0, 5, 0.5, np.float32(30.0), np.array(2.5)]
+SHIFTS = [0, 1, np.int64(2), 5, 9]
 AXES = [{}, {"axis": -1}, {"axis": 2}, {"axis": 1}, {"axis": 0}, {"axis": np.int8(-2)}]
 KINDS: dict[str, list[Any]] = {
     "gamma": [{"gamma": gamma} for gamma in GAMMAS],
@@ -146,9 +164,11 @@ KINDS: dict[str, list[Any]] = {
     "value": [{}, {"value": "primitive"}, {"value": "surrogate"}],
     "weight": [{"weight": weight} for weight in WEIGHTS],
     "sample_weight": [{"sample_weight": weight} for weight in SAMPLE_WEIGHTS],
-    "targets": TARGETS,
+    "targets": [*TARGETS, *PROBABILITIES],
     "label_smoothing": [{}, *({"label_smoothing": epsilon} for epsilon in SMOOTHINGS)],
     "z_loss": [{}, *({"z_loss": factor} for factor in Z_LOSSES)],
+    "softcap": [{}, *({"softcap": cap} for cap in SOFTCAPS)],
+    "shift": [{}, *({"shift": shift} for shift in SHIFTS)],
     "reduction": REDUCTIONS,
     "axis": AXES,
     "out": [{}, {"out": None}, {"out": "new"}, {"out": "in place"}],
@@ -173,14 +193,17 @@ def make_logits(dtype: str, shape: tuple[int, ...], axis: int = -1, seed: int = 
 
 
 def case_of(dtype: str, options: dict[str, Any]) -> Case:
-    return Case(make_logits(dtype, SHAPE, options.get("axis", -1)), options)
+    axis = options.get("axis", -1)
+    if np.asarray(options["targets"]).dtype.kind == "f":
+        options = {**options, "targets": np.moveaxis(options["targets"], -1, axis)}
+    return Case(make_logits(dtype, SHAPE, axis), options)
 
 
 def in_reference_terms(options: dict[str, Any]) -> dict[str, Any]:
     """The options that change what is computed, as `gce.reference` takes them."""
     kept = {name: item for name, item in options.items() if name not in NOT_IN_REFERENCE}
     arrays = ("gamma", "threshold", "weight", "sample_weight", "grad_output")
-    for name in (*arrays, "label_smoothing", "z_loss"):
+    for name in (*arrays, "label_smoothing", "z_loss", "softcap"):
         if kept.get(name) is not None:
             kept[name] = np.asarray(kept[name]).astype(np.float64)
     if kept.get("ignore_index", -100) is None:
@@ -191,31 +214,45 @@ def in_reference_terms(options: dict[str, Any]) -> dict[str, Any]:
 def slopes_of(case: Case, expected: dict[str, Any]) -> np.ndarray:
     """What multiplies q and the unit vectors in each row: gradient errors are fractions of it.
 
-    A row's gradient is s ((1 - ε) c_y w (q - e_y) + (ε/V) Σ_v c_v (q - e_v) + 2 λ lse q) with
-    sample weight s, where the terms may cancel each other: the size is s ((1 - ε) c_y w +
-    (ε/V) Σ_v c_v + 2 λ |lse|), and 2 λ as the error of an lse is absolute.
+    A row's gradient is s ((1 - ε) Σ_k c_k t_k w_k (q - e_k) + (ε/V) Σ_v c_v (q - e_v) + 2 λ lse q)
+    with sample weight s, where the terms may cancel each other: the size is s ((1 - ε) Σ_k c_k t_k
+    w_k + (ε/V) Σ_v c_v + 2 λ |lse|), and 2 λ as the error of an lse is absolute.
     """
-    axis, ignore_index = expected.get("axis", -1), expected.get("ignore_index", -100)
+    axis, shift = expected.get("axis", -1), expected.get("shift", 0)
+    targets = np.asarray(expected["targets"])
+    of_rows = {name: expected.get(name) for name in ("softcap", "shift") if name in expected}
+    ignore_index = expected.get("ignore_index", -100)
     stats = reference.row_stats(
-        case.logits, expected["targets"], axis=axis, ignore_index=ignore_index
+        case.logits, targets, axis=axis, ignore_index=ignore_index, **of_rows
     )
-    slope = reference.grad_weight(
-        stats.target_log_prob, expected["gamma"], expected.get("threshold", 0.0)
-    )
-    counted = np.asarray(expected["targets"]) != ignore_index
-    sample_weight = np.broadcast_to(counted.astype(float), counted.shape).copy()
+    counted = np.ones(stats.logsumexp.shape, bool)
+    if shift:
+        counted[..., :shift] = False
+    sample_weight = np.ones(counted.shape)
     if expected.get("sample_weight") is not None:
         sample_weight *= expected["sample_weight"]
     weight = expected.get("weight")
     weight = np.ones(case.logits.shape[axis]) if weight is None else weight
-    target_weight = weight[np.where(counted, expected["targets"], 0)]
+    options = (expected["gamma"], expected.get("threshold", 0.0))
+    if targets.dtype.kind in "iu":
+        counted &= targets != ignore_index
+        target_weight = weight[np.where(counted, targets, 0)]
+        slope = target_weight * reference.grad_weight(stats.target_log_prob, *options)
+        counts = np.sum(np.where(counted, sample_weight * target_weight, 0.0))
+    else:
+        share = weight * np.moveaxis(targets.astype(np.float64), axis, -1)
+        slope = np.sum(share, axis=-1)  # w_k is at most 1
+        counts = np.sum(counted)
     epsilon = expected.get("label_smoothing", 0.0)
-    slope = (1.0 - epsilon) * target_weight * slope + epsilon * np.mean(weight)
+    slope = (1.0 - epsilon) * slope + epsilon * np.mean(weight)
     slope = slope + 2.0 * expected.get("z_loss", 0.0) * (1.0 + np.abs(stats.logsumexp))
-    slope = slope * sample_weight * np.abs(expected.get("grad_output", 1.0))
+    slope = np.where(counted, slope * sample_weight * np.abs(expected.get("grad_output", 1.0)), 0.0)
     if expected.get("reduction", "mean") == "mean":
-        divisor = expected.get("normalizer") or np.sum(sample_weight * target_weight)
+        divisor = expected.get("normalizer") or counts
         slope = slope / divisor if divisor != 0 else np.zeros_like(slope)
+    if shift:
+        rows = np.arange(slope.shape[-1]) + shift
+        slope = np.where(rows < len(rows), slope[..., np.minimum(rows, len(rows) - 1)], 0.0)
     return np.expand_dims(slope, axis)
 
 
@@ -293,6 +330,41 @@ def test_options_combined(isa, dtype):
         for choices in KINDS.values():
             options |= chooser.choice(choices)
         check(case_of(dtype, options))
+
+
+def check_derivatives(case: Case) -> None:
+    """Compare `gce.hvp` and `gce.loss_gamma_grad` with the reference."""
+    expected = in_reference_terms(case.options)
+    name = case.logits.dtype.name
+    options = {k: v for k, v in case.options.items() if k not in ("out", "return_stats")}
+    vector = np.random.default_rng(9).uniform(-1, 1, case.logits.shape).astype(case.logits.dtype)
+    # Everything that is multiplied is at most 1 and computed in double; the result is rounded once.
+    relative = {"float64": 1e-14, "float32": 2.0**-24}.get(name, 0.0) + ROUNDOFF[name]
+    # Curvatures are up to 8 times the slopes: 2 λ (1 + |lse|), two terms of each target, a cap's.
+    cap = float(expected.get("softcap") or 1.0)
+    bound = 8e-15 * slopes_of(case, expected) * (1.0 + 2.0 / cap)
+    for gauss_newton in (False, True):
+        want = reference.hvp(case.logits, vector=vector, gauss_newton=gauss_newton, **expected)
+        found = gce.hvp(case.logits, vector=vector, gauss_newton=gauss_newton, **options)
+        assert found.dtype == case.logits.dtype
+        error = np.abs(found.astype(np.float64) - want)
+        assert np.all(error <= bound + relative * np.abs(want) + UNDERFLOW[name])
+    if options.get("value") == "surrogate":
+        return
+    found = gce.loss_gamma_grad(case.logits, **options)
+    want = reference.loss_gamma_grad(case.logits, **expected)
+    tolerance = 1e-13 if name == "float64" else 1e-6
+    np.testing.assert_allclose(found, want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_derivatives_with_options_combined(isa, dtype):
+    chooser = random.Random(2508)
+    for _ in range(150):
+        options: dict[str, Any] = {}
+        for choices in KINDS.values():
+            options |= chooser.choice(choices)
+        check_derivatives(case_of(dtype, options))
 
 
 @pytest.mark.parametrize("value", ["primitive", "surrogate"])

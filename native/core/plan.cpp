@@ -90,8 +90,10 @@ double value_of(const PairSum& sum) {
 
 }  // namespace
 
-Plan::Plan(const gce_problem& problem, int32_t max_workers) : kernels_(&kernels()) {
-  validate_arguments(problem);
+Plan::Plan(const gce_problem& whole, int32_t max_workers) : kernels_(&kernels()) {
+  validate_arguments(whole);
+  if (whole.shift > 0) shifted_ = std::make_unique<ShiftedProblem>(whole);
+  const gce_problem& problem = shifted_ ? shifted_->problem() : whole;
   lay_out_axes(problem);
   set_divisor(problem, validate_elements(problem, rows_, *kernels_));
   if (needs_wide_rows(rows_)) {
@@ -276,6 +278,7 @@ int64_t Plan::next_chunk() {
 }
 
 void Plan::finish() {
+  if (shifted_) shifted_->fill_rest();
   if (gamma_grad_.data != nullptr) {
     PairSum total = {0.0, 0.0};
     for (int64_t r = 0; r < rows_.rows; ++r) add_exactly(&total, of_rows_[static_cast<size_t>(r)]);

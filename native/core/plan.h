@@ -10,6 +10,7 @@
 
 #include "gce/gce.h"
 #include "kernel_table.h"
+#include "shift.h"
 #include "validate.h"
 
 namespace gce {
@@ -39,6 +40,7 @@ class Plan {
   void allocate();
   int64_t next_chunk();
 
+  std::unique_ptr<ShiftedProblem> shifted_;  // null: no shift
   RowProblem rows_;
   const KernelTable* kernels_;
   gce_array loss_;        // the reduced loss, if wanted

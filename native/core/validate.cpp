@@ -150,6 +150,14 @@ void check_softcap(double softcap) {
   fail(GCE_VALUE_ERROR, "softcap = ", softcap, ", expected a finite number > 0");
 }
 
+void check_shift(const gce_problem& p) {
+  if (p.shift < 0) fail(GCE_VALUE_ERROR, "shift = ", p.shift, ", expected >= 0");
+  if (p.shift > 0 && p.logits.ndim < 2) {
+    fail(GCE_VALUE_ERROR, "shift = ", p.shift, ", expected 0 for logits of shape ",
+         shape_text(p.logits), ": there is no axis of rows");
+  }
+}
+
 // What a Hessian is multiplied with.
 void check_vector(const gce_problem& p) {
   if (!is_given(p.vector)) {
@@ -198,6 +206,7 @@ void check_options(const gce_problem& p, const gce_array& rows) {
     fail(GCE_VALUE_ERROR, "z_loss = ", p.z_loss, ", expected a finite number >= 0");
   }
   check_softcap(p.softcap);
+  check_shift(p);
   check_vector(p);
   if (p.has_normalizer) {
     if (p.reduction != GCE_REDUCTION_MEAN) {
@@ -295,12 +304,14 @@ void check_outputs(const gce_problem& p, const gce_array& rows) {
   check_grad(p);
 }
 
-// [7] or [1, 3] for the row'th element of an array of the targets' shape; nothing where that is ().
-std::string index_text(const gce_array& rows, int64_t row) {
+// [7] or [1, 3] for the row'th element of an array of the targets' shape, of which the last axis may be a view that begins
+// with index `shift`; nothing where the shape is ().
+std::string index_text(const gce_array& rows, int64_t row, int64_t shift) {
   if (rows.ndim == 0) return "";
   std::string text;
   for (int32_t d = rows.ndim - 1; d >= 0; --d) {
-    text = std::to_string(row % rows.shape[d]) + (text.empty() ? "" : ", ") + text;
+    const int64_t index = row % rows.shape[d] + (d == rows.ndim - 1 ? shift : 0);
+    text = std::to_string(index) + (text.empty() ? "" : ", ") + text;
     row /= rows.shape[d];
   }
   return "[" + text + "]";
@@ -310,9 +321,13 @@ std::string index_text(const gce_array& rows, int64_t row) {
 std::string index_text(const gce_problem& p, int64_t row, int64_t of_class) {
   const int32_t axis = class_axis(p);
   std::string text;
+  int64_t shift = p.shift;  // of the last axis that is not the classes'
   for (int32_t d = p.logits.ndim - 1; d >= 0; --d) {
-    const int64_t index = d == axis ? of_class : row % p.logits.shape[d];
-    if (d != axis) row /= p.logits.shape[d];
+    const int64_t index = d == axis ? of_class : row % p.logits.shape[d] + shift;
+    if (d != axis) {
+      row /= p.logits.shape[d];
+      shift = 0;
+    }
     text = std::to_string(index) + (text.empty() ? "" : ", ") + text;
   }
   return "[" + text + "]";
@@ -323,12 +338,12 @@ std::string index_text(const gce_problem& p, int64_t row, int64_t of_class) {
   const std::string value = p.targets.dtype == GCE_UINT64
                                 ? std::to_string(read<uint64_t>(element))
                                 : std::to_string(read_target(element, p.targets.dtype));
-  fail(GCE_INDEX_ERROR, "targets", index_text(p.targets, row), " = ", value,
+  fail(GCE_INDEX_ERROR, "targets", index_text(p.targets, row, p.shift), " = ", value,
        ", expected 0 <= target < ", classes);
 }
 
 void check_unit_range(const char* name, const gce_array& a, const gce_array& row_shape,
-                      const RowProblem& rows, RowArrayId id) {
+                      int64_t shift, const RowProblem& rows, RowArrayId id) {
   if (!is_given(a)) return;
   if (a.ndim == 0) {  // checked even where there are no rows
     require_unit_range(name, "", read_real(static_cast<const char*>(a.data), a.dtype));
@@ -339,7 +354,8 @@ void check_unit_range(const char* name, const gce_array& a, const gce_array& row
   for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
     for (int64_t i = 0; i < n; ++i) {
       const double x = read_real(array.data + offsets[id] + i * stride, array.dtype);
-      if (!(x >= 0.0 && x <= 1.0)) require_unit_range(name, index_text(row_shape, row + i), x);
+      if (!(x >= 0.0 && x <= 1.0))
+        require_unit_range(name, index_text(row_shape, row + i, shift), x);
     }
   });
 }
@@ -432,8 +448,8 @@ void validate_arguments(const gce_problem& problem) {
 RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
                              const KernelTable& kernels) {
   const RowShape shape(problem);
-  check_unit_range("gamma", problem.gamma, shape.array(), rows, kGamma);
-  check_unit_range("threshold", problem.threshold, shape.array(), rows, kThreshold);
+  check_unit_range("gamma", problem.gamma, shape.array(), problem.shift, rows, kGamma);
+  check_unit_range("threshold", problem.threshold, shape.array(), problem.shift, rows, kThreshold);
   if (rows.targets_are_probabilities) {
     check_probability_values(problem, rows, kernels);
     return {static_cast<double>(rows.rows), rows.rows > 0};

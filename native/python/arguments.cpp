@@ -78,6 +78,7 @@ void set_softcap(Call* c, PyObject* o) { c->problem.softcap = number_of("softcap
 void set_gauss_newton(Call* c, PyObject* o) {
   c->problem.gauss_newton = flag_of("gauss_newton", o) ? 1 : 0;
 }
+void set_shift(Call* c, PyObject* o) { c->problem.shift = small_integer_of("shift", o); }
 void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
 void set_out(Call* c, PyObject* o) { c->out.take_output("out", o); }
 void set_num_threads(Call* c, PyObject* o) { c->num_threads = thread_count_of(o); }
@@ -157,11 +158,22 @@ constexpr Option kOptions[] = {
      "None",
      None::kAbsent,
      {set_softcap},
-     kOfLosses,
+     kOfLosses | kRowStats,
      "float, optional",
      "kappa > 0: logits become ``kappa tanh(logits / kappa)`` first, infinite ones ``+-kappa``. 0 "
      "is as\n"
      "None: no cap."},
+    {"shift",
+     "0",
+     None::kIsAnError,
+     {set_shift},
+     kOfLosses | kRowStats,
+     "int",
+     "s >= 0: row t along the last axis of rows predicts target t + s, as in a causal language "
+     "model\n"
+     "with token ids for `targets` (s = 1). What there is one of per row stands where the target "
+     "is; the\n"
+     "first s, which no row predicts, are not counted: 0, and -1 for argmax."},
     {"reduction",
      "\"mean\"",
      None::kIsAnError,

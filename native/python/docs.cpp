@@ -151,13 +151,13 @@ const FunctionDoc kHvpDoc = {
     "Examples\n--------\n" GCE_EXAMPLE_INPUT
     ">>> vector = np.ones((2, 3)) * [1.0, 0.0, -1.0]\n"
     ">>> print(gce.hvp(logits, targets, vector, 0.5, reduction=\"sum\").round(3))\n"
-    "[[ 0.032  0.001 -0.033]\n"
-    " [ 0.008  0.055 -0.063]]\n"
+    "[[ 0.138 -0.073 -0.065]\n"
+    " [ 0.011 -0.065  0.054]]\n"
     ">>> h = 1e-5  # it is the slope of the gradient\n"
     ">>> moved = [gce.loss_and_grad(logits + s * vector, targets, 0.5, reduction=\"sum\")[1] for s in (h, -h)]\n"
     ">>> print(((moved[0] - moved[1]) / (2 * h)).round(3))\n"
-    "[[ 0.032  0.001 -0.033]\n"
-    " [ 0.008  0.055 -0.063]]\n"};
+    "[[ 0.138 -0.073 -0.065]\n"
+    " [ 0.011 -0.065  0.054]]\n"};
 
 const FunctionDoc kLossGammaGradDoc = {
     "The derivative of the reduced loss in gamma, so that gamma can be learnt.\n\n"

@@ -106,6 +106,10 @@ struct Request {
     const auto found = ints.find(name);
     return found == ints.end() ? absent : found->second;
   }
+  double real_or(const char* name, double absent) const {
+    const auto found = reals.find(name);
+    return found == reals.end() ? absent : found->second;
+  }
 };
 
 struct Reply {
@@ -176,6 +180,7 @@ gce_status set_options(const Request& request, gce_problem* problem) {
       {"weight", &gce_problem::weight},
       {"sample_weight", &gce_problem::sample_weight},
       {"grad_output", &gce_problem::grad_output},
+      {"vector", &gce_problem::vector},
       {"loss", &gce_problem::loss},
       {"grad", &gce_problem::grad},
       {"target_log_prob", &gce_problem::target_log_prob},
@@ -190,10 +195,11 @@ gce_status set_options(const Request& request, gce_problem* problem) {
   problem->ignore_index = request.int_or("ignore_index", 0);
   problem->has_normalizer = static_cast<int32_t>(request.reals.count("normalizer"));
   if (problem->has_normalizer) problem->normalizer = request.reals.at("normalizer");
-  if (request.reals.count("label_smoothing")) {
-    problem->label_smoothing = request.reals.at("label_smoothing");
-  }
-  if (request.reals.count("z_loss")) problem->z_loss = request.reals.at("z_loss");
+  problem->label_smoothing = request.real_or("label_smoothing", 0.0);
+  problem->z_loss = request.real_or("z_loss", 0.0);
+  problem->softcap = request.real_or("softcap", 0.0);
+  problem->shift = static_cast<int32_t>(request.int_or("shift", 0));
+  problem->gauss_newton = static_cast<int32_t>(request.int_or("gauss_newton", 0));
 
   gce_reduction reduction = GCE_REDUCTION_MEAN;
   gce_value value = GCE_VALUE_PRIMITIVE;

@@ -100,6 +100,9 @@ typedef struct gce_array {
  *                  its sample weight; the sum leaves out classes with c[v] = 0
  *   z_loss         lambda >= 0, finite: adds lambda logsumexp(z)^2 to a row's loss, times its sample weight
  *   softcap        kappa > 0, finite: logits become kappa tanh(z / kappa) first; 0: none
+ *   shift          s >= 0: row t of the last axis without classes predicts target t + s. What has one number per row
+ *                  stands where the target is; of the first s, which no row predicts, results are 0 (argmax -1), and so
+ *                  are the gradients of the last s rows
  *   vector         u: float dtype, the logits' shape. With it grad is the product of the Hessian of the reduced loss with u,
  *                  or with gauss_newton of its positive part, in which the gradient weight is a constant
  *   normalizer     the divisor of the mean, if has_normalizer; finite and > 0
@@ -136,6 +139,7 @@ typedef struct gce_problem {
   int32_t reduction; /* a gce_reduction */
   int32_t value;     /* a gce_value */
   int32_t gauss_newton;
+  int32_t shift; /* 0: none */
   gce_array loss;
   gce_array grad;
   gce_array target_log_prob;
