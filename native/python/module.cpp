@@ -11,6 +11,7 @@
 
 #include "arguments.h"
 #include "arrays.h"
+#include "capsules.h"
 #include "errors.h"
 #include "functions.h"
 #include "gce/gce.h"
@@ -108,5 +109,6 @@ PYBIND11_MODULE(_native, m) {
       "gcc " __VERSION__
 #endif
   );
+  m.attr("__pyx_capi__") = gce_python::capsules();
   m.attr("__version__") = GCE_VERSION;
 }
