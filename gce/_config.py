@@ -18,7 +18,8 @@ __all__ = ["get_include", "show_config"]
 def get_include() -> str:
     """Folder of the C ABI's header, which is included as ``gce/gce.h``.
 
-    For code in C, C++ or Cython that calls the core: ``help("gce.cython")`` says how it finds the functions.
+    For code in C, C++ or Cython that calls the core; ``help("gce.cython")`` says how it finds the
+    functions.
 
     Returns
     -------

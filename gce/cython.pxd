@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, int64_t
 
 cdef extern from "gce/gce.h":
     """
+    typedef gce_array gce_array_6bc0ba14;
     typedef gce_problem gce_problem_6bc0ba14;
     """
     const int GCE_MAX_NDIM
@@ -46,7 +47,7 @@ cdef extern from "gce/gce.h":
         GCE_POINTWISE_GRAD_WEIGHT
         GCE_POINTWISE_GAMMA_GRAD
 
-    ctypedef struct gce_array:
+    ctypedef struct gce_array "gce_array_6bc0ba14":
         void* data
         const int64_t* shape
         const int64_t* strides

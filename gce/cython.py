@@ -1,18 +1,19 @@
 """The C ABI of gce for Cython, and for any compiled code in the same process.
 
-``from gce.cython cimport ...`` gives Cython code (Cython 3) each function, struct and enum of ``gce.h``,
-to be called without the GIL. Nothing is linked: as in ``scipy.linalg.cython_blas``, there is a capsule
-for each function in ``__pyx_capi__``, which a compiled module looks up when it is imported. A build
-needs the header, which is where `gce.get_include` says::
+``from gce.cython cimport ...`` gives Cython code (Cython 3) the functions, structs and enums of
+``gce.h``, to be called without the GIL. Nothing is linked: as in ``scipy.linalg.cython_blas``,
+there is a capsule for each function in ``__pyx_capi__``, which a compiled module looks up when it
+is imported. A build needs the header, which is where `gce.get_include` says::
 
     Extension("example", ["example.pyx"], include_dirs=[gce.get_include()])
 
-(and with an editable install of gce, ``cythonize(..., include_path=[ROOT_OF_THE_CLONE])``.) Beside what is
-in the header there are:
+With an editable install of gce it also needs ``cythonize(..., include_path=[the clone])``.
+
+Beside what is in the header there are:
 
 ``loss(logits, targets, gamma, &loss)``, ``loss_and_grad(logits, targets, gamma, &loss, grad)``
     What Python's functions compute without options, on the calling thread, of memoryviews:
-    ``[:, ::1]`` of float or double and ``[::1]`` of 32 or 64-bit integers. They give a ``gce_status``.
+    ``[:, ::1]`` of float or double, ``[::1]`` of 32 or 64-bit integers. They give a ``gce_status``.
 ``check(status)``
     Raises the exception that a status stands for, with the core's message.
 ``view(data, dtype, ndim, shape, strides)``
@@ -20,8 +21,8 @@ in the header there are:
     gives all results.
 
 A ``gce_problem`` begins with ``gce_problem_init``. ``gce_run`` works on the calling thread;
-``gce_plan_create``, ``gce_plan_work`` and ``gce_plan_finish`` on as many threads as call them. No result
-depends on how many.
+``gce_plan_create``, ``gce_plan_work`` and ``gce_plan_finish`` on as many threads as call them. No
+result depends on how many.
 
 C and C++ find the functions in the same capsules, with the GIL::
 
@@ -30,9 +31,9 @@ C and C++ find the functions in the same capsules, with the GIL::
     PyObject* capsule = PyDict_GetItemString(functions, "gce_run");
     run = (gce_status (*)(const gce_problem*))PyCapsule_GetPointer(capsule, TYPE);
 
-TYPE is the name of the capsule, as Python prints it. It tells layouts of ``gce_problem`` from each other:
-Cython and PyCapsule_GetPointer refuse code that was compiled for another, which then has to be compiled
-anew.
+TYPE is the name of the capsule, as Python prints it. It differs between layouts of
+``gce_problem``: Cython and PyCapsule_GetPointer refuse code that was compiled for another, which
+then has to be compiled anew.
 """
 
 from gce._native import __pyx_capi__

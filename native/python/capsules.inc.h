@@ -1,4 +1,5 @@
 // Functions, and their types as Cython spells them; by native/tools/cython_pxd.py.
+// clang-format off
 CAPSULE(gce_problem_init, "void (gce_problem_6bc0ba14 *)")
 CAPSULE(gce_plan_create, "gce_status (gce_problem_6bc0ba14 const *, int32_t, gce_plan **)")
 CAPSULE(gce_plan_workers, "int32_t (gce_plan const *)")

@@ -5,8 +5,8 @@
 * ``gce/cython.pxd``, between its marks: the header's enums, structs and functions;
 * ``native/python/capsules.inc.h``: each function with the C type that Cython asks for.
 
-A function is found at run time, in ``gce.cython.__pyx_capi__``, if its type there is spelt as in the
-pxd that its caller was compiled with. The spelling of gce_problem ends in a digest of all structs and
+A function is found at run time, in ``gce.cython.__pyx_capi__``, if its type there is spelt as in
+the pxd that its caller was compiled with. Names of structs end there in a digest of all structs and
 enums, so that code compiled with others is refused when it is imported.
 """
 
@@ -20,7 +20,6 @@ HEADER = ROOT / "native" / "include" / "gce" / "gce.h"
 PXD = ROOT / "gce" / "cython.pxd"
 CAPSULES = ROOT / "native" / "python" / "capsules.inc.h"
 BEGIN, END = "# --- from gce.h, by native/tools/cython_pxd.py", "# --- end of what gce.h declares"
-TAGGED = "gce_problem"
 
 
 class Function(NamedTuple):
@@ -39,60 +38,69 @@ class Declarations(NamedTuple):
     constants: list[str]
     functions: list[Function]
 
-    def digest(self) -> str:
-        """Changes when a field or an enumerator does, in name, type, value or place."""
-        return hashlib.sha256(repr((self.enums, self.structs)).encode()).hexdigest()[:8]
+    def tagged(self) -> dict[str, str]:
+        """Structs that a caller has memory for, to names that change when any field or enumerator
+        does, in name, type, value or place.
+        """
+        digest = hashlib.sha256(repr((self.enums, self.structs)).encode()).hexdigest()[:8]
+        return {name: f"{name}_{digest}" for name, fields in self.structs.items() if fields}
 
 
 def parse(header: str) -> Declarations:
     """Raises ValueError for what it does not understand: nothing of the header is left out."""
     text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
-    constants = re.findall(r"^#define (GCE_\w+) \d+$", text, re.MULTILINE)
+    constants = re.findall(r"^#define (GCE_(?!API\b)\w+) \S", text, re.MULTILINE)
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
     text = text.replace('extern "C" {', "").rstrip().removesuffix("}")
     found = Declarations({}, {}, constants, [])
     while text := text.strip():
         if match := re.match(r"typedef enum (\w+) \{([^}]*)\} \1;", text):
-            found.enums[match[1]] = [" ".join(item.split()) for item in match[2].split(",")]
+            found.enums[match[1]] = items(match[2], ",")
         elif match := re.match(r"typedef struct (\w+) \{([^}]*)\} \1;", text):
-            fields = [" ".join(item.split()) for item in match[2].split(";")]
-            found.structs[match[1]] = [field for field in fields if field]
+            found.structs[match[1]] = items(match[2], ";")
         elif match := re.match(r"typedef struct (\w+) \1;", text):
             found.structs[match[1]] = []
         elif match := re.match(r"GCE_API ([^;()]*?)(\w+)\(([^;()]*)\);", text):
-            parameters = [] if match[3] == "void" else match[3].split(",")
-            split = [re.fullmatch(r"\s*(.+?)(\w+)\s*", item) for item in parameters]
-            typed = [(" ".join(item[1].split()), item[2]) for item in split if item]
-            found.functions.append(Function(match[1].strip(), match[2], typed))
+            listed = "" if match[3] == "void" else match[3]
+            parameters = re.findall(r"([^,]*?) ?(\w+)(?:,|$)", ",".join(items(listed, ",")))
+            found.functions.append(Function(match[1].strip(), match[2], parameters))
         else:
             raise ValueError(f"{HEADER.name}: cannot read {text.partition(';')[0]!r}")
         text = text[match.end() :]
     return found
 
 
-def c_type(spelt: str, tag: str) -> str:
+def items(text: str, separator: str) -> list[str]:
+    """What stands between separators, each on one line."""
+    return [" ".join(item.split()) for item in text.split(separator) if item.strip()]
+
+
+def c_type(spelt: str, tagged: dict[str, str]) -> str:
     """As Cython spells it: `const` after what is constant, and stars after one space."""
     base, star, pointers = spelt.partition("*")
     name = base.replace("const", "").strip()
-    name = f"{name}_{tag}" if name == TAGGED else name
-    constant = " const" if base.startswith("const ") else ""
+    constant = " const" if "const" in base.split() else ""
     tokens = re.findall(r"\*|const", star + pointers)
     stars = "".join("const " if token == "const" else token for token in tokens)
-    return f"{name}{constant} {stars}".rstrip()
+    return f"{tagged.get(name, name)}{constant} {stars}".rstrip()
 
 
 def pxd(header: Declarations) -> str:
     """The declarations in Cython: names and types, whose values and sizes the header has."""
-    tag = header.digest()
+    tagged = header.tagged()
     lines = ['cdef extern from "gce/gce.h":']
-    lines += ['    """', f"    typedef {TAGGED} {TAGGED}_{tag};", '    """']
+    lines += [
+        '    """',
+        *(f"    typedef {pair[0]} {pair[1]};" for pair in tagged.items()),
+        '    """',
+    ]
     for constant in header.constants:
         lines += [f"    const int {constant}", ""]
     for name, enumerators in header.enums.items():
         names = [item.partition(" = ")[0] for item in enumerators]
         lines += [f"    ctypedef enum {name}:", *(f"        {item}" for item in names), ""]
     for name, fields in header.structs.items():
-        cname = f' "{name}_{tag}"' if name == TAGGED else ""
+        cname = f' "{tagged[name]}"' if fields else ""
         lines += [f"    ctypedef struct {name}{cname}:"]
         lines += [f"        {field}" for field in fields or ["pass"]] + [""]
     for function in header.functions:
@@ -103,11 +111,12 @@ def pxd(header: Declarations) -> str:
 
 def capsules(header: Declarations) -> str:
     """A row for each function; capsules.cpp says what CAPSULE makes of it."""
-    tag = header.digest()
+    tagged = header.tagged()
     rows = ["// Functions, and their types as Cython spells them; by native/tools/cython_pxd.py."]
+    rows += ["// clang-format off"]
     for function in header.functions:
-        result = c_type(function.result, tag)
-        parameters = ", ".join(c_type(kind, tag) for kind, _ in function.parameters) or "void"
+        result = c_type(function.result, tagged)
+        parameters = ", ".join(c_type(kind, tagged) for kind, _ in function.parameters) or "void"
         space = "" if result.endswith("*") else " "
         rows.append(f'CAPSULE({function.name}, "{result}{space}({parameters})")')
     return "\n".join(rows) + "\n"
