@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -21,7 +21,7 @@ def require(condition: object, reason: str) -> None:
     pytest.skip(reason)
 
 
-def tool(name: str) -> ModuleType:
+def tool(name: str) -> Any:
     """A script of native/tools, imported."""
     path = Path(__file__).resolve().parent.parent / "native" / "tools" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)

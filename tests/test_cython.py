@@ -31,7 +31,7 @@ PACKAGES = Path(gce.__file__).parent.parent  # where Cython finds gce/cython.pxd
 def test_declarations_are_those_of_the_header():
     for path, text in tool("cython_pxd").rendered().items():
         assert path.read_text(encoding="utf-8") == text, (
-            f"{path.name} is not what gce.h declares now: run `python native/tools/cython_pxd.py`"
+            f"{path.name} is not what gce.h declares now: run `make generated`"
         )
 
 
@@ -293,9 +293,9 @@ def test_errors_have_the_status_and_the_text_of_python(compiled):
         (logits, targets[:5], 0.5),
         (logits, targets, np.nan),
     ):
-        with pytest.raises(ValueError) as raised:
+        with pytest.raises(ValueError) as refused:
             compiled.calls.mean_and_grad(*arguments, grad)
-        with pytest.raises(ValueError, match=f"^{re.escape(str(raised.value))}$"):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(refused.value))}$"):
             gce.loss_and_grad(*arguments)
     with pytest.raises(ValueError, match=r"^out has shape \(3, 10\), expected \(9, 10\)"):
         compiled.calls.mean_and_grad(logits, targets, 0.5, grad[:3])

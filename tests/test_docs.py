@@ -233,7 +233,7 @@ def test_the_readme_has_the_options_of_now():
     if not README.exists():
         pytest.skip("installed without README.md")
     text = README.read_text(encoding="utf-8")
-    command = "after `make build`, run `python native/tools/options_table.py`"
+    command = "it is not what kOptions has now: run `make generated`"
     assert support.tool("options_table").filled(text) == text, command
 
 
