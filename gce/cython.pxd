@@ -6,8 +6,8 @@ from libc.stdint cimport int32_t, int64_t
 
 cdef extern from "gce/gce.h":
     """
-    typedef gce_array gce_array_6bc0ba14;
-    typedef gce_problem gce_problem_6bc0ba14;
+    typedef gce_array gce_array_be7ab4d2;
+    typedef gce_problem gce_problem_be7ab4d2;
     """
     const int GCE_MAX_NDIM
 
@@ -47,7 +47,7 @@ cdef extern from "gce/gce.h":
         GCE_POINTWISE_GRAD_WEIGHT
         GCE_POINTWISE_GAMMA_GRAD
 
-    ctypedef struct gce_array "gce_array_6bc0ba14":
+    ctypedef struct gce_array "gce_array_be7ab4d2":
         void* data
         const int64_t* shape
         const int64_t* strides
@@ -55,7 +55,7 @@ cdef extern from "gce/gce.h":
         int32_t dtype
         int32_t readonly
 
-    ctypedef struct gce_problem "gce_problem_6bc0ba14":
+    ctypedef struct gce_problem "gce_problem_be7ab4d2":
         gce_array logits
         gce_array targets
         gce_array gamma
@@ -63,20 +63,25 @@ cdef extern from "gce/gce.h":
         gce_array weight
         gce_array sample_weight
         gce_array grad_output
+        gce_array vector
         double normalizer
         double label_smoothing
         double z_loss
+        double softcap
         int64_t ignore_index
         int32_t has_normalizer
         int32_t has_ignore_index
         int32_t axis
         int32_t reduction
         int32_t value
+        int32_t gauss_newton
         gce_array loss
         gce_array grad
         gce_array target_log_prob
         gce_array logsumexp
+        gce_array grad_weight
         gce_array argmax
+        gce_array gamma_grad
 
     ctypedef struct gce_plan:
         pass
