@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check build tidy format dist clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check build generated tidy format dist clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -29,6 +29,7 @@ help:
 	@echo 'make check   formatters, linters, type checkers, the typed stub'
 	@echo 'make format  rewrite files as the formatters want them'
 	@echo 'make build   compile what changed, in place'
+	@echo 'make generated  rewrite what follows from gce.h and the table of options'
 	@echo 'make dist    sdist and wheel, in dist/'
 	@echo 'make clean   remove builds and environments'
 
@@ -88,6 +89,12 @@ bench-commits: $(VENV)/.bench
 	$(ASV) compare "$$first" "$$last"
 
 build: $(VENV)/.native
+
+# The second needs a build with what the first wrote.
+generated:
+	$(PYTHON) native/tools/cython_pxd.py
+	$(MAKE) --no-print-directory build
+	$(BIN)/python native/tools/options_table.py
 
 dist: $(VENV)/.dev
 	$(BIN)/python -m build

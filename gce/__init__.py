@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from gce import presets, schedules
-from gce._config import show_config
+from gce._config import get_include, show_config
 from gce._native import (
     __version__,
     gamma_grad,
@@ -38,6 +38,7 @@ __all__ = [
     "RowStats",
     "__version__",
     "gamma_grad",
+    "get_include",
     "get_num_threads",
     "grad_weight",
     "hvp",

@@ -1,8 +1,9 @@
-"""What this build is and what it runs on: `gce.show_config`."""
+"""What this build is and what it runs on: `gce.show_config`, `gce.get_include`."""
 
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,28 @@ import gce
 from gce import _native
 from gce._onnx_library import library_path
 
-__all__ = ["show_config"]
+__all__ = ["get_include", "show_config"]
+
+
+def get_include() -> str:
+    """Folder of the C ABI's header, which is included as ``gce/gce.h``.
+
+    For code in C, C++ or Cython that calls the core; ``help("gce.cython")`` says how it finds the
+    functions.
+
+    Returns
+    -------
+    str
+        An absolute path, for a compiler's ``-I`` or an extension's ``include_dirs``.
+
+    Examples
+    --------
+    >>> import pathlib
+    >>> import gce
+    >>> pathlib.Path(gce.get_include(), "gce", "gce.h").is_file()
+    True
+    """
+    return str(Path(__file__).resolve().parent / "include")
 
 
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:

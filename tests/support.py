@@ -1,6 +1,9 @@
 """What several test modules need."""
 
+import importlib.util
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,3 +19,13 @@ def require(condition: object, reason: str) -> None:
     if os.environ.get("GCE_REQUIRE_ALL") == "1":
         pytest.fail(f"{reason} (required by GCE_REQUIRE_ALL=1)")
     pytest.skip(reason)
+
+
+def tool(name: str) -> Any:
+    """A script of native/tools, imported."""
+    path = Path(__file__).resolve().parent.parent / "native" / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

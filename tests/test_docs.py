@@ -216,14 +216,78 @@ def test_the_reference_has_the_same_options_and_defaults():
         assert all(ours[key].default == theirs[key].default for key in theirs)
 
 
-def test_the_readme_names_every_option():
+def test_the_native_options_are_those_of_the_signatures():
+    # All functions of that table, which alone have signatures for inspect.
+    functions = {
+        name: inspect.signature(item).parameters.values()
+        for name, item in vars(_native).items()
+        if getattr(item, "__text_signature__", None)
+    }
+    taken = {
+        name: {p.name: text_of(p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+        for name, parameters in functions.items()
+    }
+    assert set(taken) >= set(FUNCTIONS)
+    described: dict[str, dict[str, str]] = {name: {} for name in taken}
+    for option, default, kind, meaning, takers in _native.options():
+        assert kind and meaning and takers
+        for name in takers:
+            assert f"{option} : {kind}, default {default}\n" in getattr(gce, name).__doc__
+            described[name][option] = default
+    assert described == taken
+
+
+def test_the_readme_has_the_options_of_now():
     if not README.exists():
         pytest.skip("installed without README.md")
-    rows = re.findall(r"^\|\s*(`[^|]+?)\s*\|", README.read_text(encoding="utf-8"), re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    for name, parameter in inspect.signature(gce.loss_and_grad).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY or name == "gamma":
-            assert name in named, f"no row of a table in README.md begins with `{name}`"
+    text = README.read_text(encoding="utf-8")
+    command = "it is not what kOptions has now: run `make generated`"
+    assert support.tool("options_table").filled(text) == text, command
+
+
+OPTIONS = [
+    ("axis", "-1", "int", "the class axis", ["f", "g", "h"]),
+    ("out", "None", "array", "may be `x`", ["f"]),
+    ("mode", '"a"', "str", "a mode", ["f", "g"]),
+    ("other", "0", "int", "no option of f or g", ["h"]),
+]
+
+
+def test_a_table_of_options_says_who_takes_what(monkeypatch):
+    table = support.tool("options_table")
+    monkeypatch.setattr(table._native, "options", lambda: OPTIONS)
+    filled = table.filled("a\n<!-- options: f, g -->\nold\n<!-- /options -->\nb\n")
+    assert (
+        filled
+        == """a
+<!-- options: f, g -->
+| option | meaning | default | functions |
+|---|---|---|---|
+| `axis` | the class axis | `-1` | also `h` |
+| `out` | may be `x` | `None` | only `f` |
+| `mode` | a mode | `"a"` | |
+<!-- /options -->
+b
+"""
+    )
+    assert table.filled(filled) == filled
+    assert "| `axis` | the class axis | `-1` | also `f`, `h` |" in table.table(["g"])
+    assert '| `mode` | a mode | `"a"` | only `g`, also `f` |' in table.table(["g", "h"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- options: f, k -->\n<!-- /options -->", "`k`: no such function"),
+        ("<!-- options: f -->\n", "without <!-- /options -->"),
+        ("nothing", "no <!-- options"),
+    ],
+)
+def test_marks_of_a_table_of_options_that_are_wrong(monkeypatch, text, message):
+    table = support.tool("options_table")
+    monkeypatch.setattr(table._native, "options", lambda: OPTIONS)
+    with pytest.raises(ValueError, match=message):
+        table.filled(text)
 
 
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):

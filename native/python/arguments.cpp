@@ -3,6 +3,7 @@
 #include <climits>
 #include <cstring>
 #include <iterator>
+#include <utility>
 
 #include "errors.h"
 
@@ -104,6 +105,7 @@ struct Option {
   unsigned takes;
   const char* type;
   const char* documentation;  // lines of the numpydoc entry
+  const char* summary;        // in Markdown: the README's table (native/tools/options_table.py)
 };
 
 constexpr unsigned kLosses = kLossFunction | kLossAndGrad;
@@ -113,7 +115,9 @@ constexpr Option kOptions[] = {
     {"threshold", "0.0", None::kIsAnError, array_option(&Call::threshold, &gce_problem::threshold),
      kOfLosses, "float or array of float",
      "Threshold b on the gradient weight, 0 <= b <= 1: a scalar, or one per row (the shape of\n"
-     "`targets`). b = 1 is cross-entropy for every `gamma`."},
+     "`targets`). b = 1 is cross-entropy for every `gamma`.",
+     "lower bound b on the gradient weight, 0 to 1: a scalar, or one per row; b = 1 is "
+     "cross-entropy"},
     {"value",
      "\"primitive\"",
      None::kIsAnError,
@@ -122,13 +126,17 @@ constexpr Option kOptions[] = {
      "{\"primitive\", \"surrogate\"}",
      "``\"primitive\"``: the antiderivative, so that finite differences of the loss give the\n"
      "gradient. ``\"surrogate\"``: ``w_b * -log(p)`` with ``w_b`` held constant, as in the paper.\n"
-     "The gradient is the same."},
+     "The gradient is the same.",
+     "`\"primitive\"`: the antiderivative, so finite differences give the gradient; "
+     "`\"surrogate\"`: `w · −log p`, w held constant"},
     {"weight", "None", None::kAbsent, array_option(&Call::weight, &gce_problem::weight), kOfLosses,
      "array of float, shape (V,), optional",
-     "Class weights: a row's loss and gradient are multiplied by ``weight[target]``."},
+     "Class weights: a row's loss and gradient are multiplied by ``weight[target]``.",
+     "class weights, shape (V,)"},
     {"sample_weight", "None", None::kAbsent,
      array_option(&Call::sample_weight, &gce_problem::sample_weight), kOfLosses,
-     "array of float, shape of `targets`, optional", "Multiplies each row's loss and gradient."},
+     "array of float, shape of `targets`, optional", "Multiplies each row's loss and gradient.",
+     "one per row; multiplies loss and gradient"},
     {"ignore_index",
      "-100",
      None::kAbsent,
@@ -136,7 +144,9 @@ constexpr Option kOptions[] = {
      kOfLosses | kRowStats,
      "int or None",
      "Rows with this target have loss 0 and gradient 0 and are not counted by the mean. None: no\n"
-     "row is ignored."},
+     "row is ignored.",
+     "rows with this target have loss 0 and gradient 0 and are not counted; `None`: no row is "
+     "ignored"},
     {"label_smoothing",
      "0.0",
      None::kIsAnError,
@@ -145,7 +155,9 @@ constexpr Option kOptions[] = {
      "float",
      "eps, 0 <= eps <= 1: the part of each row's loss that is spread over all classes, which\n"
      "becomes ``(1 - eps) weight[target] L + (eps / V) sum(weight * -log(softmax(z)))``: TaiLr's\n"
-     "form, and PyTorch's at gamma = 0. The mean's divisor stays the same."},
+     "form, and PyTorch's at gamma = 0. The mean's divisor stays the same.",
+     "ε, 0 to 1: `(1 − ε) L + (ε/V) Σ −log q` of each row, class weights included; PyTorch's at γ "
+     "= 0"},
     {"z_loss",
      "0.0",
      None::kIsAnError,
@@ -153,7 +165,9 @@ constexpr Option kOptions[] = {
      kOfLosses,
      "float",
      "lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss, so that logits do not\n"
-     "drift. `sample_weight` multiplies it, class weights do not."},
+     "drift. `sample_weight` multiplies it, class weights do not.",
+     "λ ≥ 0: adds `λ logsumexp(z)²` to each row's loss; sample weights multiply it, class weights "
+     "do not"},
     {"softcap",
      "None",
      None::kAbsent,
@@ -162,7 +176,8 @@ constexpr Option kOptions[] = {
      "float, optional",
      "kappa > 0: logits become ``kappa tanh(logits / kappa)`` first, infinite ones ``+-kappa``. 0 "
      "is as\n"
-     "None: no cap."},
+     "None: no cap.",
+     "κ > 0: logits become `κ tanh(z/κ)` first; `None` or 0: no cap"},
     {"shift",
      "0",
      None::kIsAnError,
@@ -173,7 +188,9 @@ constexpr Option kOptions[] = {
      "model\n"
      "with token ids for `targets` (s = 1). What there is one of per row stands where the target "
      "is; the\n"
-     "first s, which no row predicts, are not counted: 0, and -1 for argmax."},
+     "first s, which no row predicts, are not counted: 0, and -1 for argmax.",
+     "s ≥ 0: row t predicts target t + s along the last axis of rows, as causal language models do "
+     "with token ids (s = 1)"},
     {"reduction",
      "\"mean\"",
      None::kIsAnError,
@@ -182,27 +199,31 @@ constexpr Option kOptions[] = {
      "{\"mean\", \"sum\", \"none\"}",
      "What is made of the rows' losses. ``\"mean\"`` divides by the sum of the counted rows' "
      "weights\n"
-     "(`weight` times `sample_weight`), or by `normalizer`."},
+     "(`weight` times `sample_weight`), or by `normalizer`.",
+     "`\"mean\"`, `\"sum\"`, `\"none\"`"},
     {"normalizer",
      "None",
      None::kAbsent,
      {set_normalizer},
      kOfLosses,
      "float, optional",
-     "The divisor of ``reduction=\"mean\"`` in place of the sum of weights; finite, > 0."},
+     "The divisor of ``reduction=\"mean\"`` in place of the sum of weights; finite, > 0.",
+     "the mean's divisor, instead of the sum of the counted rows' weights"},
     {"axis",
      "-1",
      None::kIsAnError,
      {set_axis},
      kOfLosses | kRowStats,
      "int",
-     "The class axis of `logits`."},
+     "The class axis of `logits`.",
+     "the class axis"},
     {"grad_output", "1.0", None::kIsAnError,
      array_option(&Call::grad_output, &gce_problem::grad_output),
      kLossAndGrad | kLossGammaGrad | kHvp, "float or array of float",
      "Upstream gradient, multiplies the gradient: a scalar, or with ``reduction=\"none\"`` one "
      "per\n"
-     "row."},
+     "row.",
+     "upstream gradient: a scalar, or one per row with `reduction=\"none\"`"},
     {"gauss_newton",
      "False",
      None::kIsAnError,
@@ -213,7 +234,9 @@ constexpr Option kOptions[] = {
      "gradient\n"
      "weight counts as a constant, as for ``value=\"surrogate\"``; so does the slope of a softcap; "
      "and\n"
-     "z-loss has no less than 0 for its logsumexp."},
+     "z-loss has no less than 0 for its logsumexp.",
+     "the Hessian's positive semi-definite part in place of the Hessian: the gradient weight "
+     "counts as a constant"},
     {"out",
      "None",
      None::kAbsent,
@@ -221,7 +244,8 @@ constexpr Option kOptions[] = {
      kLossAndGrad | kHvp,
      "numpy.ndarray, optional",
      "Receives the gradient and is returned: dtype and shape of `logits`. It may be `logits`\n"
-     "itself (in place), but not overlap it or another argument otherwise."},
+     "itself (in place), but not overlap it or another argument otherwise.",
+     "array that receives the gradient, else a new one; may be `logits` itself"},
     {"return_stats",
      "False",
      None::kIsAnError,
@@ -229,16 +253,36 @@ constexpr Option kOptions[] = {
      kLosses,
      "bool",
      "Whether to return a `LossStats` of the same pass, last: log-probability of the target,\n"
-     "logsumexp, argmax and gradient weight of each row. The loss has the same bits either way."},
+     "logsumexp, argmax and gradient weight of each row. The loss has the same bits either way.",
+     "a `LossStats` of the same pass, last: target log-probability, logsumexp, argmax and gradient "
+     "weight of each row"},
     {"num_threads",
      "None",
      None::kAbsent,
      {set_num_threads},
      kOfLosses | kRowStats,
      "int, optional",
-     "Threads for this call at most; see `set_num_threads`. No result depends on it."},
+     "Threads for this call at most; see `set_num_threads`. No result depends on it.",
+     "threads for this call, else the process setting"},
 };
 constexpr size_t kOptionCount = std::size(kOptions);
+
+constexpr bool all_have_a_summary() {
+  for (const Option& option : kOptions) {
+    if (option.summary == nullptr) return false;
+  }
+  return true;
+}
+static_assert(all_have_a_summary(), "an option of kOptions lacks its last column, the summary");
+
+constexpr struct {
+  Takes bit;
+  const char* name;
+} kFunctions[] = {{kLossFunction, "loss"},
+                  {kLossAndGrad, "loss_and_grad"},
+                  {kLossGammaGrad, "loss_gamma_grad"},
+                  {kHvp, "hvp"},
+                  {kRowStats, "row_stats"}};
 
 // The arguments without a default, in order.
 struct Positional {
@@ -401,6 +445,19 @@ std::string parameters_of(Takes takes) {
     text += "\n";
   }
   return text;
+}
+
+std::vector<OptionSummary> option_summaries() {
+  std::vector<OptionSummary> summaries;
+  for (const Option& option : kOptions) {
+    std::vector<std::string> functions;
+    for (const auto& function : kFunctions) {
+      if ((option.takes & function.bit) != 0) functions.emplace_back(function.name);
+    }
+    summaries.emplace_back(option.name, option.default_text, option.type, option.summary,
+                           std::move(functions));
+  }
+  return summaries;
 }
 
 }  // namespace gce_python

@@ -5,6 +5,8 @@
 #define GCE_PYTHON_ARGUMENTS_H_
 
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "arrays.h"
 
@@ -47,6 +49,11 @@ int thread_count_of(PyObject* object);
 // "loss(logits, targets, gamma, *, threshold=0.0, ...)" for inspect.signature, and the numpydoc section.
 std::string signature_of(const char* function, Takes takes);
 std::string parameters_of(Takes takes);
+
+// Of each option: name, default, type, meaning in one line of Markdown, and the functions that take it.
+using OptionSummary =
+    std::tuple<std::string, std::string, std::string, std::string, std::vector<std::string>>;
+std::vector<OptionSummary> option_summaries();
 
 // Interns the keywords; once, at import.
 void prepare_keywords();

@@ -11,6 +11,7 @@
 
 #include "arguments.h"
 #include "arrays.h"
+#include "capsules.h"
 #include "errors.h"
 #include "functions.h"
 #include "gce/gce.h"
@@ -88,6 +89,8 @@ PYBIND11_MODULE(_native, m) {
       ">>> gce.set_num_threads(2)\n>>> gce.get_num_threads()\n2\n"
       ">>> gce.set_num_threads(before)\n");
 
+  m.def("options", &gce_python::option_summaries,
+        "Name, default, type, meaning and functions of each option (the README's table).");
   m.def("isa_name", &isa_in_use, "Name of the instruction set in use.");
   m.def("available_isas", [] { return isas(true); }, "Compiled in and on this CPU, best first.");
   m.def("compiled_isas", [] { return isas(false); }, "Compiled in, best first.");
@@ -108,5 +111,6 @@ PYBIND11_MODULE(_native, m) {
       "gcc " __VERSION__
 #endif
   );
+  m.attr("__pyx_capi__") = gce_python::capsules();
   m.attr("__version__") = GCE_VERSION;
 }

@@ -1,0 +1,54 @@
+"""Put tables of options into README.md, from the one place where options are defined.
+
+    python native/tools/options_table.py
+
+That place is kOptions in ``native/python/arguments.cpp``, as the built extension module has it. A
+table stands between ``<!-- options: loss, loss_and_grad -->``, which names functions, and
+``<!-- /options -->``: the options that they take, and who takes one if it is not just all of them.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from gce import _native
+
+README = Path(__file__).resolve().parent.parent.parent / "README.md"
+MARKS = re.compile(r"(<!-- options: ([\w, ]+) -->\n).*?(<!-- /options -->)", re.DOTALL)
+
+
+def table(functions: list[str]) -> str:
+    """The options of these functions, in Markdown."""
+    known = {function for *_, takers in _native.options() for function in takers}
+    if unknown := set(functions) - known:
+        raise ValueError(f"{listed(sorted(unknown))}: no such function with options")
+    rows = ["| option | meaning | default | functions |", "|---|---|---|---|"]
+    for name, default, _, summary, takers in _native.options():
+        if set(takers) & set(functions):
+            who = who_takes(takers, functions)
+            rows.append(f"| `{name}` | {summary} | `{default}` | {who + ' ' if who else ''}|")
+    return "\n".join(rows)
+
+
+def who_takes(takers: list[str], functions: list[str]) -> str:
+    """Which of the functions, if not all do, and which others."""
+    only = [name for name in functions if name in takers]
+    also = [name for name in takers if name not in functions]
+    parts = {"only": [] if only == functions else only, "also": also}
+    return ", ".join(f"{word} {listed(names)}" for word, names in parts.items() if names)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a sentence."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def filled(text: str) -> str:
+    """The text with the tables of now between its marks."""
+    if len(MARKS.findall(text)) != text.count("<!-- options") or "<!-- options" not in text:
+        raise ValueError("no <!-- options: FUNCTIONS -->, or one without <!-- /options -->")
+    return MARKS.sub(lambda mark: f"{mark[1]}{table(mark[2].split(', '))}\n{mark[3]}", text)
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
