@@ -108,6 +108,92 @@ def row_with_z_loss(
         return Row(own.value + factor * logsumexp**2, grad, own.weight, own.log_p)
 
 
+class AnyRow(NamedTuple):
+    """What the oracle says about one row with any options."""
+
+    value: Real
+    grad: list[Real]
+    product: list[Real]  # of the Hessian and the vector
+    size: Real  # what the gradient's factors of q and of the unit vectors add up to
+
+
+def any_row(
+    logits: Sequence[float],
+    targets: int | Sequence[float],
+    gamma: float,
+    b: float = 0.0,
+    value: str = "primitive",
+    *,
+    weight: Sequence[float] | None = None,
+    epsilon: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    vector: Sequence[float] | None = None,
+    gauss_newton: bool = False,
+) -> AnyRow:
+    """Value, gradient and Hessian product of a row, whose target is a class or probabilities.
+
+    Finite logits. The formulas are at the top of ``wide_rows.inc.h``; a class of weight or
+    probability 0 is no part of a sum.
+    """
+    with mp.workdps(ROW_DIGITS):
+        z, cap = [mp.mpf(float(logit)) for logit in logits], mp.mpf(float(softcap))
+        classes = range(len(z))
+        slope, bend, x = [mp.mpf(1)] * len(z), [mp.mpf(0)] * len(z), z
+        if cap:
+            tanh = [mp.tanh(z_v / cap) for z_v in z]
+            x = [cap * tanh_v for tanh_v in tanh]
+            slope = [mp.sech(z_v / cap) ** 2 for z_v in z]
+            bend = [
+                -2 * tanh_v * slope_v / cap for tanh_v, slope_v in zip(tanh, slope, strict=True)
+            ]
+        top = x.index(max(x))
+        odds = [mp.exp(x_v - x[top]) for x_v in x]
+        rest = mp.fsum(odds[:top] + odds[top + 1 :])
+        total, log_total = 1 + rest, mp.log1p(rest)
+        q = [odd / total for odd in odds]
+        log_q = [x_v - x[top] - log_total for x_v in x]
+        missing = [rest / total if v == top else 1 - q[v] for v in classes]
+        lse = x[top] + log_total
+
+        c = [mp.mpf(float(c_v)) for c_v in weight] if weight is not None else [mp.mpf(1)] * len(z)
+        if isinstance(targets, int):
+            t = [mp.mpf(int(v == targets)) for v in classes]
+        else:
+            t = [mp.mpf(float(t_v)) for t_v in targets]
+        u = [mp.mpf(0)] * len(z)
+        if vector is not None:
+            u = [mp.mpf(float(u_v)) * slope_v for u_v, slope_v in zip(vector, slope, strict=True)]
+        mean = mp.fsum(q_v * u_v for q_v, u_v in zip(q, u, strict=True))
+
+        kept, share = 1 - mp.mpf(float(epsilon)), mp.mpf(float(epsilon)) / len(z)
+        factor = mp.mpf(float(z_loss))
+        result, a, m = mp.mpf(0), [mp.mpf(0)] * len(z), [mp.mpf(0)] * len(z)
+        for k in classes:
+            ct = kept * c[k] * t[k]
+            if ct == 0:
+                continue
+            result += ct * _value(log_q[k], q[k], missing[k], gamma, b, value)
+            a[k] = ct * _weight(q[k], gamma, b)
+            free = _weight(q[k], gamma, 0.0)
+            if not gauss_newton and free >= b:
+                m[k] = a[k] * (1 - (1 - mp.mpf(gamma)) * free) * (u[k] - mean)
+        if share:
+            result += share * mp.fsum(-c[v] * log_q[v] for v in classes if c[v] != 0)
+        result += factor * lse**2
+
+        positive = max(lse, mp.mpf(0)) if gauss_newton else lse
+        common = mp.fsum(a) + share * mp.fsum(c)
+        of_all, of_product = common + 2 * factor * lse, common + 2 * factor * positive
+        moved = mp.fsum(m) + 2 * factor * mean
+        grad = [q[v] * of_all - a[v] - share * c[v] for v in classes]
+        product = [slope[v] * (q[v] * (moved + of_product * (u[v] - mean)) - m[v]) for v in classes]
+        if vector is not None and not gauss_newton:
+            product = [product[v] + grad[v] * bend[v] * mp.mpf(float(vector[v])) for v in classes]
+        grad = [slope[v] * grad[v] for v in classes]
+        return AnyRow(result, grad, product, common + 2 * factor * (1 + abs(lse)))
+
+
 def value_from_log_prob(
     log_p: float | Real, gamma: float, b: float = 0.0, value: str = "primitive"
 ) -> Real:

@@ -366,5 +366,5 @@ def test_the_loss_at_gamma_1_is_explained():
 
 def test_fields_of_statistics_are_documented():
     for stats in (gce.RowStats, gce.LossStats):
-        entries = parameters_of(stats.__doc__.replace("Attributes\n", "Parameters\n"))
+        entries = parameters_of((stats.__doc__ or "").replace("Attributes\n", "Parameters\n"))
         assert set(entries) == set(stats._fields)

@@ -1,0 +1,96 @@
+"""Probability targets, softcap, Hessian products: any options of a row at once, against 50 digits.
+
+The options that these meet are combined at random; whole arrays and reductions are in
+test_options.py, what is special to each option is in a file of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+import oracle
+from engines import EMULATED
+from test_accuracy import GAMMAS, LIMITS, THRESHOLDS, assert_within, rows_of
+
+CLASSES = (1, 2, 3, 7, 8, 9, 10, 17, 33, 65)
+EMULATED_CLASSES = (2, 9, 33)
+SOFTCAPS = (0.0, 0.0, 0.3, 5.0, 30.0, 1000.0)
+
+
+def targets_of(chooser: random.Random, rng: Any, classes: int, dtype: str) -> Any:
+    """A class, or probabilities: dense, with zeros, of one class, unnormalised."""
+    kind = chooser.choice(("class", "dense", "sparse", "one", "counts"))
+    if kind == "class":
+        return int(rng.integers(classes))
+    if kind == "one":
+        return np.eye(classes, dtype=dtype)[rng.integers(classes)]
+    t = rng.exponential(size=classes)
+    if kind == "sparse":
+        t = np.where(rng.random(classes) < 0.6, 0.0, t)
+    return (3.0 * t if kind == "counts" else t / max(t.sum(), 1.0)).astype(dtype)
+
+
+def options_of(chooser: random.Random, rng: Any, classes: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"softcap": chooser.choice(SOFTCAPS)}
+    if chooser.random() < 0.4:
+        options["weight"] = rng.choice([0.0, 0.5, 1.0, 4.0], classes)
+    if chooser.random() < 0.4:
+        options["label_smoothing"] = chooser.choice((1e-3, 0.1, 1.0))
+    if chooser.random() < 0.4:
+        options["z_loss"] = chooser.choice((1e-4, 0.5))
+    return options
+
+
+def of_oracle(options: dict[str, Any]) -> dict[str, Any]:
+    renamed = {"label_smoothing": "epsilon"}
+    return {renamed.get(name, name): option for name, option in options.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_against_50_digits(engine, dtype, record_error):
+    limits = LIMITS[dtype]
+    for classes in EMULATED_CLASSES if engine.name in EMULATED else CLASSES:
+        chooser, rng = random.Random(classes), np.random.default_rng(classes)
+        for name, (logits, _) in rows_of(classes, dtype).items():
+            targets = targets_of(chooser, rng, classes, dtype)
+            options = options_of(chooser, rng, classes)
+            gamma, b = chooser.choice(GAMMAS), chooser.choice(THRESHOLDS)
+            value, gauss_newton = chooser.choice(("primitive", "surrogate")), chooser.random() < 0.3
+            vector = rng.uniform(-1.0, 1.0, classes).astype(dtype)
+            exact = oracle.any_row(
+                logits, targets, gamma, b, value, vector=vector, gauss_newton=gauss_newton,
+                **of_oracle(options),
+            )  # fmt: skip
+            # A cap rounds its result, which is of size κ or the logit's, to a double.
+            capped = min(options["softcap"], float(np.abs(logits.astype("f8")).max()))
+            rounded = 4.0 * np.finfo("f8").eps * capped
+            size = float(exact.size)
+            if not np.isfinite(size) or size > 1e25:  # z-loss of 1e30: squares overflow
+                continue
+            share = {"threshold": b, "reduction": "sum", **options}
+            # Its whole: value, absolute error of a logsumexp included, times what multiplies it.
+            loss, grad = engine.loss_and_grad(logits, targets, gamma, value=value, **share)
+            value_wanted = np.float64(float(exact.value))
+            limit = max(
+                limits.loss_relative * abs(value_wanted), limits.loss_absolute * max(size, 1.0)
+            )
+            limit += rounded * max(size, 1.0)
+            record_error(
+                f"any loss {dtype}", assert_within(loss, value_wanted, limit, f"{name} loss")
+            )
+            # Doubles lose two roundings more here than where LIMITS were taken: q and its factor.
+            of_grad = limits.grad + 2.0 * np.finfo("f8").eps + rounded
+            limit = of_grad * size + limits.grad_absolute
+            want = np.array([float(slope) for slope in exact.grad])
+            record_error(f"any grad {dtype}", assert_within(grad, want, limit, f"{name} grad"))
+            share["gauss_newton"] = gauss_newton
+            product = engine.hvp(logits, targets, vector, gamma, **share)
+            want = np.array([float(slope) for slope in exact.product])
+            # The vector is at most 1 and its distance to the mean 2, twice; the cap's 2/κ.
+            steep = 6.0 + 2.0 / (options["softcap"] or 1.0)
+            limit = of_grad * size * steep + limits.grad_absolute
+            record_error(f"product {dtype}", assert_within(product, want, limit, f"{name} hvp"))
