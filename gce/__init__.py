@@ -31,7 +31,7 @@ from gce._native import (
 from gce._types import LossStats, RowStats
 
 if TYPE_CHECKING:
-    from gce import onnx, reference
+    from gce import onnx, reference, shards
 
 __all__ = [
     "LossStats",
@@ -52,13 +52,14 @@ __all__ = [
     "row_stats",
     "schedules",
     "set_num_threads",
+    "shards",
     "show_config",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a module when it is first asked for that not everybody needs."""
-    if name in ("onnx", "reference"):
+    if name in ("onnx", "reference", "shards"):
         return importlib.import_module(f"gce.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -426,6 +426,45 @@ def row_stats(
     num_threads: int | None = None,
 ) -> RowStats: ...
 
+# float64, the targets' shape and 10 more.
+def partial_stats(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    shift: int = 0,
+    axis: int = -1,
+    first_class: int = 0,
+    num_classes: int = 0,
+    num_threads: int | None = None,
+) -> NDArray[np.float64]: ...
+def sharded_loss_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    stats: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    shift: int = 0,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    first_class: int = 0,
+    num_classes: int = 0,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[Any] | None = None,
+    return_stats: bool = False,
+    num_threads: int | None = None,
+) -> tuple[Any, ...]: ...
+
 # float64: a number for a scalar gamma, else an array.
 def loss_gamma_grad(
     logits: ArrayLike,

@@ -6,8 +6,8 @@ from libc.stdint cimport int32_t, int64_t
 
 cdef extern from "gce/gce.h":
     """
-    typedef gce_array gce_array_bf8ae179;
-    typedef gce_problem gce_problem_bf8ae179;
+    typedef gce_array gce_array_f27f760e;
+    typedef gce_problem gce_problem_f27f760e;
     """
     const int GCE_MAX_NDIM
 
@@ -42,12 +42,30 @@ cdef extern from "gce/gce.h":
         GCE_VALUE_PRIMITIVE
         GCE_VALUE_SURROGATE
 
+    ctypedef enum gce_shard:
+        GCE_SHARD_NONE
+        GCE_SHARD_PARTIAL
+        GCE_SHARD_MERGED
+
+    ctypedef enum gce_shard_field:
+        GCE_SHARD_MAXIMUM
+        GCE_SHARD_SHIFT
+        GCE_SHARD_REFERENCE
+        GCE_SHARD_SUM_HIGH
+        GCE_SHARD_SUM_LOW
+        GCE_SHARD_TARGET_LOGIT
+        GCE_SHARD_ARGMAX
+        GCE_SHARD_SPREAD_HIGH
+        GCE_SHARD_SPREAD_LOW
+        GCE_SHARD_WEIGHT_SUM
+        GCE_SHARD_FIELDS
+
     ctypedef enum gce_pointwise_op:
         GCE_POINTWISE_LOSS
         GCE_POINTWISE_GRAD_WEIGHT
         GCE_POINTWISE_GAMMA_GRAD
 
-    ctypedef struct gce_array "gce_array_bf8ae179":
+    ctypedef struct gce_array "gce_array_f27f760e":
         void* data
         const int64_t* shape
         const int64_t* strides
@@ -55,7 +73,7 @@ cdef extern from "gce/gce.h":
         int32_t dtype
         int32_t readonly
 
-    ctypedef struct gce_problem "gce_problem_bf8ae179":
+    ctypedef struct gce_problem "gce_problem_f27f760e":
         gce_array logits
         gce_array targets
         gce_array gamma
@@ -76,6 +94,10 @@ cdef extern from "gce/gce.h":
         int32_t value
         int32_t gauss_newton
         int32_t shift
+        int32_t shard
+        int64_t first_class
+        int64_t all_classes
+        gce_array shard_stats
         gce_array loss
         gce_array grad
         gce_array target_log_prob

@@ -20,10 +20,20 @@ import gce
 import support
 from gce import _native
 
-MODULES = ["gce", "gce.schedules", "gce.presets", "gce.reference", "gce._config", "gce._types"]
+MODULES = [
+    "gce",
+    "gce.schedules",
+    "gce.presets",
+    "gce.reference",
+    "gce.shards",
+    "gce._config",
+    "gce._types",
+]
 MODULES += ["gce.onnx.training"] if importlib.util.find_spec("onnx_ad") else []
 NAMES = ("loss", "loss_and_grad", "row_stats", "loss_gamma_grad", "hvp")
 FUNCTIONS = {name: getattr(gce, name) for name in NAMES}
+SHARDED = {"partial_stats": gce.shards.partial_stats}
+SHARDED["sharded_loss_and_grad"] = gce.shards.loss_and_grad
 STUB = Path(gce.__file__).with_name("_native.pyi")
 README = Path(__file__).parent.parent / "README.md"
 
@@ -172,10 +182,11 @@ def text_of(default: Any) -> str:
     return f'"{default}"' if isinstance(default, str) else repr(default)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", FUNCTIONS | SHARDED)
 def test_every_argument_is_documented(name):
-    signature = inspect.signature(FUNCTIONS[name])
-    documented = parameters_of(FUNCTIONS[name].__doc__)
+    function = (FUNCTIONS | SHARDED)[name]
+    signature = inspect.signature(function)
+    documented = parameters_of(function.__doc__)
     assert list(documented) == list(signature.parameters)
     for parameter in signature.parameters.values():
         lines = documented[parameter.name].strip().splitlines()
@@ -232,7 +243,7 @@ def test_the_native_options_are_those_of_the_signatures():
     for option, default, kind, meaning, takers in _native.options():
         assert kind and meaning and takers
         for name in takers:
-            assert f"{option} : {kind}, default {default}\n" in getattr(gce, name).__doc__
+            assert f"{option} : {kind}, default {default}\n" in (FUNCTIONS | SHARDED)[name].__doc__
             described[name][option] = default
     assert described == taken
 

@@ -24,6 +24,7 @@ enum RowArrayId {
   kSampleWeight,
   kGradOutput,
   kVector,
+  kShardStats,
   kLoss,
   kGrad,
   kTargetLogProb,
@@ -48,13 +49,18 @@ enum Layout {
   kColumnsDirect,  // neighbouring rows are contiguous: lanes run along the rows
   kColumnsStaged,  // few classes, however they lie: rows are brought into scratch, then as above
   kRowsGathered,   // anything else: each row is copied into scratch, then as the first
+  kRowsOfShard,    // a slice of the classes, a row at a time
   kRowsWide        // each row is copied into scratch as doubles: what needs_wide_rows
 };
 
 // A validated problem: N rows, laid out over the collapsed outer axes `shape`.
 struct RowProblem {
   int64_t rows;     // N
-  int64_t classes;  // V
+  int64_t classes;  // V; of a shard, those of its slice:
+  int64_t first_class;
+  int64_t all_classes;
+  int32_t shard;  // a gce_shard
+  int64_t shard_field_stride;
   int64_t logits_class_stride;
   int64_t grad_class_stride;
   int32_t ndim;
@@ -111,7 +117,7 @@ static inline bool needs_wide_rows(const RowProblem& problem) {
          problem.arrays[kVector].data != nullptr;
 }
 
-// The weight of class v, 0 <= v < classes.
+// The weight of class v, 0 <= v < all_classes.
 static inline double class_weight_of(const RowProblem& problem, int64_t v) {
   if (problem.weight == nullptr) return 1.0;
   return read_real(problem.weight + v * problem.weight_stride, problem.weight_dtype);

@@ -127,6 +127,9 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   const gce_array& logits = problem.logits;
   const int32_t axis = class_axis(problem);
   rows_.classes = logits.shape[axis];
+  rows_.shard = problem.shard;
+  rows_.first_class = problem.shard == GCE_SHARD_NONE ? 0 : problem.first_class;
+  rows_.all_classes = problem.shard == GCE_SHARD_NONE ? rows_.classes : problem.all_classes;
   rows_.logits_class_stride = logits.strides[axis];
   rows_.grad_class_stride = problem.grad.data != nullptr ? problem.grad.strides[axis] : 0;
 
@@ -150,6 +153,10 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   rows_.targets_are_probabilities = are_probabilities(problem);
   place(kTargets, problem.targets, rows_.targets_are_probabilities ? axis : -1);
   rows_.targets_class_stride = rows_.targets_are_probabilities ? problem.targets.strides[axis] : 0;
+  place(kShardStats, problem.shard_stats, -1);
+  rows_.shard_field_stride = problem.shard_stats.data != nullptr
+                                 ? problem.shard_stats.strides[problem.shard_stats.ndim - 1]
+                                 : 0;
   place(kVector, problem.vector, axis);
   rows_.vector_class_stride = problem.vector.data != nullptr ? problem.vector.strides[axis] : 0;
   for (const RowOption& option : kRowOptions) place(option.id, problem.*option.array, -1);
@@ -209,7 +216,7 @@ void Plan::set_divisor(const gce_problem& problem, const RowWeights& weights) {
 void Plan::set_label_smoothing(const gce_problem& problem) {
   if (problem.label_smoothing == 0.0 || rows_.rows == 0) return;
   double largest = 0.0;
-  for (int64_t v = 0; v < rows_.classes; ++v) {
+  for (int64_t v = 0; v < rows_.all_classes; ++v) {
     largest = std::max(largest, std::abs(class_weight_of(rows_, v)));
   }
   // So that weights which no float can hold count as they do without smoothing.
@@ -217,9 +224,9 @@ void Plan::set_label_smoothing(const gce_problem& problem) {
       largest > 0.0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest)) : 1.0;
   const int32_t dtype = problem.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
   const int64_t size = size_of(dtype);
-  class_weights_ = allocate_aligned(static_cast<size_t>(rows_.classes * size));
+  class_weights_ = allocate_aligned(static_cast<size_t>(rows_.all_classes * size));
   PairSum sum = {0.0, 0.0};
-  for (int64_t v = 0; v < rows_.classes; ++v) {
+  for (int64_t v = 0; v < rows_.all_classes; ++v) {
     const double weight = class_weight_of(rows_, v) / rows_.smooth_scale;
     write_real(class_weights_.get() + v * size, dtype, weight);
     add_exactly(&sum, weight);

@@ -50,6 +50,7 @@ ShiftedProblem::ShiftedProblem(const gce_problem& whole) : whole_(whole), views_
   for (const RowOption& option : kRowOptions) {
     views_.*option.array = view(whole.*option.array, of_rows, true);
   }
+  views_.shard_stats = view(whole.shard_stats, of_rows, true);
   views_.loss = view(whole.loss, of_rows, true);
   views_.gamma_grad = view(whole.gamma_grad, of_rows, true);
   for (const RowOutput& output : kRowOutputs) {
@@ -80,6 +81,7 @@ void ShiftedProblem::fill_rest() const {
     fill(array, axis_of_rows(whole_), 0, left_out, value, static_cast<char*>(array.data));
   };
   fill_first(whole_.loss, 0);
+  if (whole_.shard == GCE_SHARD_PARTIAL) fill_first(whole_.shard_stats, 0);
   fill_first(whole_.gamma_grad, 0);
   for (const RowOutput& output : kRowOutputs) {
     fill_first(whole_.*output.array, output.id == kArgmax ? -1 : 0);

@@ -158,6 +158,39 @@ void check_shift(const gce_problem& p) {
   }
 }
 
+// Of the whole vocabulary, where the logits are a slice of it.
+int64_t number_of_classes(const gce_problem& p) {
+  return p.shard == GCE_SHARD_NONE ? p.logits.shape[class_axis(p)] : p.all_classes;
+}
+
+void check_shard(const gce_problem& p, const gce_array& rows) {
+  if (p.shard == GCE_SHARD_NONE) return;
+  const int64_t classes = p.logits.shape[class_axis(p)];
+  if (p.first_class < 0 || p.all_classes - classes < p.first_class) {
+    fail(GCE_VALUE_ERROR, "first_class = ", p.first_class, " and num_classes = ", p.all_classes,
+         ", expected 0 <= first_class <= num_classes - ", classes, " for a slice of ", classes,
+         " classes");
+  }
+  if (are_probabilities(p)) {
+    fail(GCE_TYPE_ERROR, "targets has dtype ", name_of(p.targets.dtype),
+         ", expected an integer dtype for a slice of the classes");
+  }
+  if (p.softcap != 0.0) {
+    fail(GCE_VALUE_ERROR, "softcap = ", p.softcap,
+         ", expected none for a slice of the classes: cap its logits first");
+  }
+  const gce_array& stats = p.shard_stats;
+  bool same = stats.ndim == rows.ndim + 1 && stats.shape[rows.ndim] == GCE_SHARD_FIELDS;
+  for (int32_t d = 0; same && d < rows.ndim; ++d) same = stats.shape[d] == rows.shape[d];
+  if (!same) {
+    fail(GCE_VALUE_ERROR, "stats has shape ", shape_text(stats), ", expected that of targets, ",
+         shape_text(rows), ", and ", static_cast<int>(GCE_SHARD_FIELDS), " more");
+  }
+  if (stats.dtype != GCE_FLOAT64) {
+    fail(GCE_TYPE_ERROR, "stats has dtype ", name_of(stats.dtype), ", expected float64");
+  }
+}
+
 // What a Hessian is multiplied with.
 void check_vector(const gce_problem& p) {
   if (!is_given(p.vector)) {
@@ -190,10 +223,12 @@ void check_options(const gce_problem& p, const gce_array& rows) {
   }
   if (is_given(p.weight)) {
     require_float("weight", p.weight);
-    const int64_t classes = p.logits.shape[class_axis(p)];
+    const int64_t classes = number_of_classes(p);
     if (p.weight.ndim != 1 || p.weight.shape[0] != classes) {
       fail(GCE_VALUE_ERROR, "weight has shape ", shape_text(p.weight), ", expected (", classes,
-           ",): one per class of logits ", shape_text(p.logits));
+           p.shard == GCE_SHARD_NONE ? ",): one per class of logits "
+                                     : ",): one per class, beside logits ",
+           shape_text(p.logits));
     }
   }
   if (is_given(p.gamma_grad) && p.value == GCE_VALUE_SURROGATE) {
@@ -207,6 +242,7 @@ void check_options(const gce_problem& p, const gce_array& rows) {
   }
   check_softcap(p.softcap);
   check_shift(p);
+  check_shard(p, rows);
   check_vector(p);
   if (p.has_normalizer) {
     if (p.reduction != GCE_REDUCTION_MEAN) {
@@ -242,6 +278,7 @@ void require_apart_from_options(const char* out_name, const gce_array& out, cons
   require_apart(out_name, out, "targets", p.targets);
   require_apart(out_name, out, "weight", p.weight);
   require_apart(out_name, out, "vector", p.vector);
+  require_apart(out_name, out, "stats", p.shard_stats);
   for (const RowOption& option : kRowOptions) {
     require_apart(out_name, out, option.name, p.*option.array);
   }
@@ -385,10 +422,12 @@ int64_t check_target_values(const gce_problem& p, const RowProblem& rows,
   int64_t counted = 0;
   for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
     const char* first = targets.data + offsets[kTargets];
-    const TargetCheck check = kernels.check_targets(first, targets.dtype, stride, n, rows.classes,
-                                                    rows.has_ignore_index, rows.ignore_index);
+    const TargetCheck check =
+        kernels.check_targets(first, targets.dtype, stride, n, rows.all_classes,
+                              rows.has_ignore_index, rows.ignore_index);
     if (check.first_invalid < n) {
-      fail_target(p, first + check.first_invalid * stride, row + check.first_invalid, rows.classes);
+      fail_target(p, first + check.first_invalid * stride, row + check.first_invalid,
+                  rows.all_classes);
     }
     counted += check.counted;
   });
@@ -407,7 +446,7 @@ RowWeights sum_of_weights(const RowProblem& rows) {
       const int64_t target =
           read_target(targets.data + offsets[kTargets] + i * targets.strides[d], targets.dtype);
       if (rows.has_ignore_index && target == rows.ignore_index) continue;
-      if (target < 0 || target >= rows.classes) continue;  // changed since it was checked
+      if (target < 0 || target >= rows.all_classes) continue;  // changed since it was checked
       double weight = class_weight_of(rows, target);
       if (sample.data != nullptr) {
         weight *=

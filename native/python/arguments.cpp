@@ -80,6 +80,12 @@ void set_gauss_newton(Call* c, PyObject* o) {
   c->problem.gauss_newton = flag_of("gauss_newton", o) ? 1 : 0;
 }
 void set_shift(Call* c, PyObject* o) { c->problem.shift = small_integer_of("shift", o); }
+void set_first_class(Call* c, PyObject* o) {
+  c->problem.first_class = integer_of("first_class", o);
+}
+void set_num_classes(Call* c, PyObject* o) {
+  c->problem.all_classes = integer_of("num_classes", o);
+}
 void set_axis(Call* c, PyObject* o) { c->problem.axis = small_integer_of("axis", o); }
 void set_out(Call* c, PyObject* o) { c->out.take_output("out", o); }
 void set_num_threads(Call* c, PyObject* o) { c->num_threads = thread_count_of(o); }
@@ -110,10 +116,11 @@ struct Option {
 
 constexpr unsigned kLosses = kLossFunction | kLossAndGrad;
 constexpr unsigned kOfLosses = kLosses | kLossGammaGrad | kHvp;  // and of their derivatives
+constexpr unsigned kShards = kPartialStats | kShardedLoss;
 
 constexpr Option kOptions[] = {
     {"threshold", "0.0", None::kIsAnError, array_option(&Call::threshold, &gce_problem::threshold),
-     kOfLosses, "float or array of float",
+     kOfLosses | kShardedLoss, "float or array of float",
      "Threshold b on the gradient weight, 0 <= b <= 1: a scalar, or one per row (the shape of\n"
      "`targets`). b = 1 is cross-entropy for every `gamma`.",
      "lower bound b on the gradient weight, 0 to 1: a scalar, or one per row; b = 1 is "
@@ -122,26 +129,26 @@ constexpr Option kOptions[] = {
      "\"primitive\"",
      None::kIsAnError,
      {set_value},
-     kOfLosses,
+     kOfLosses | kShardedLoss,
      "{\"primitive\", \"surrogate\"}",
      "``\"primitive\"``: the antiderivative, so that finite differences of the loss give the\n"
      "gradient. ``\"surrogate\"``: ``w_b * -log(p)`` with ``w_b`` held constant, as in the paper.\n"
      "The gradient is the same.",
      "`\"primitive\"`: the antiderivative, so finite differences give the gradient; "
      "`\"surrogate\"`: `w · −log p`, w held constant"},
-    {"weight", "None", None::kAbsent, array_option(&Call::weight, &gce_problem::weight), kOfLosses,
-     "array of float, shape (V,), optional",
+    {"weight", "None", None::kAbsent, array_option(&Call::weight, &gce_problem::weight),
+     kOfLosses | kShards, "array of float, shape (V,), optional",
      "Class weights: a row's loss and gradient are multiplied by ``weight[target]``.",
      "class weights, shape (V,)"},
     {"sample_weight", "None", None::kAbsent,
-     array_option(&Call::sample_weight, &gce_problem::sample_weight), kOfLosses,
+     array_option(&Call::sample_weight, &gce_problem::sample_weight), kOfLosses | kShardedLoss,
      "array of float, shape of `targets`, optional", "Multiplies each row's loss and gradient.",
      "one per row; multiplies loss and gradient"},
     {"ignore_index",
      "-100",
      None::kAbsent,
      {set_ignore_index},
-     kOfLosses | kRowStats,
+     kOfLosses | kRowStats | kShards,
      "int or None",
      "Rows with this target have loss 0 and gradient 0 and are not counted by the mean. None: no\n"
      "row is ignored.",
@@ -151,7 +158,7 @@ constexpr Option kOptions[] = {
      "0.0",
      None::kIsAnError,
      {set_label_smoothing},
-     kOfLosses,
+     kOfLosses | kShards,
      "float",
      "eps, 0 <= eps <= 1: the part of each row's loss that is spread over all classes, which\n"
      "becomes ``(1 - eps) weight[target] L + (eps / V) sum(weight * -log(softmax(z)))``: TaiLr's\n"
@@ -162,7 +169,7 @@ constexpr Option kOptions[] = {
      "0.0",
      None::kIsAnError,
      {set_z_loss},
-     kOfLosses,
+     kOfLosses | kShardedLoss,
      "float",
      "lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss, so that logits do not\n"
      "drift. `sample_weight` multiplies it, class weights do not.",
@@ -182,7 +189,7 @@ constexpr Option kOptions[] = {
      "0",
      None::kIsAnError,
      {set_shift},
-     kOfLosses | kRowStats,
+     kOfLosses | kRowStats | kShards,
      "int",
      "s >= 0: row t along the last axis of rows predicts target t + s, as in a causal language "
      "model\n"
@@ -195,7 +202,7 @@ constexpr Option kOptions[] = {
      "\"mean\"",
      None::kIsAnError,
      {set_reduction},
-     kOfLosses,
+     kOfLosses | kShardedLoss,
      "{\"mean\", \"sum\", \"none\"}",
      "What is made of the rows' losses. ``\"mean\"`` divides by the sum of the counted rows' "
      "weights\n"
@@ -205,7 +212,7 @@ constexpr Option kOptions[] = {
      "None",
      None::kAbsent,
      {set_normalizer},
-     kOfLosses,
+     kOfLosses | kShardedLoss,
      "float, optional",
      "The divisor of ``reduction=\"mean\"`` in place of the sum of weights; finite, > 0.",
      "the mean's divisor, instead of the sum of the counted rows' weights"},
@@ -213,13 +220,29 @@ constexpr Option kOptions[] = {
      "-1",
      None::kIsAnError,
      {set_axis},
-     kOfLosses | kRowStats,
+     kOfLosses | kRowStats | kShards,
      "int",
      "The class axis of `logits`.",
      "the class axis"},
+    {"first_class",
+     "0",
+     None::kIsAnError,
+     {set_first_class},
+     kShards,
+     "int",
+     "The class of the slice's first logits.",
+     "the class of the slice's first logits"},
+    {"num_classes",
+     "0",
+     None::kIsAnError,
+     {set_num_classes},
+     kShards,
+     "int",
+     "V, the number of all classes; required.",
+     "the number of all classes; required"},
     {"grad_output", "1.0", None::kIsAnError,
      array_option(&Call::grad_output, &gce_problem::grad_output),
-     kLossAndGrad | kLossGammaGrad | kHvp, "float or array of float",
+     kLossAndGrad | kLossGammaGrad | kHvp | kShardedLoss, "float or array of float",
      "Upstream gradient, multiplies the gradient: a scalar, or with ``reduction=\"none\"`` one "
      "per\n"
      "row.",
@@ -241,7 +264,7 @@ constexpr Option kOptions[] = {
      "None",
      None::kAbsent,
      {set_out},
-     kLossAndGrad | kHvp,
+     kLossAndGrad | kHvp | kShardedLoss,
      "numpy.ndarray, optional",
      "Receives the gradient and is returned: dtype and shape of `logits`. It may be `logits`\n"
      "itself (in place), but not overlap it or another argument otherwise.",
@@ -250,7 +273,7 @@ constexpr Option kOptions[] = {
      "False",
      None::kIsAnError,
      {set_return_stats},
-     kLosses,
+     kLosses | kShardedLoss,
      "bool",
      "Whether to return a `LossStats` of the same pass, last: log-probability of the target,\n"
      "logsumexp, argmax and gradient weight of each row. The loss has the same bits either way.",
@@ -260,7 +283,7 @@ constexpr Option kOptions[] = {
      "None",
      None::kAbsent,
      {set_num_threads},
-     kOfLosses | kRowStats,
+     kOfLosses | kRowStats | kShards,
      "int, optional",
      "Threads for this call at most; see `set_num_threads`. No result depends on it.",
      "threads for this call, else the process setting"},
@@ -282,7 +305,9 @@ constexpr struct {
                   {kLossAndGrad, "loss_and_grad"},
                   {kLossGammaGrad, "loss_gamma_grad"},
                   {kHvp, "hvp"},
-                  {kRowStats, "row_stats"}};
+                  {kRowStats, "row_stats"},
+                  {kPartialStats, "partial_stats"},
+                  {kShardedLoss, "sharded_loss_and_grad"}};
 
 // The arguments without a default, in order.
 struct Positional {
@@ -295,7 +320,8 @@ constexpr Positional kPositional[] = {
     {"logits", &Call::logits, Kind::kFloat, ~0U},
     {"targets", &Call::targets, Kind::kTargets, ~0U},
     {"vector", &Call::vector, Kind::kReal, kHvp},
-    {"gamma", &Call::gamma, Kind::kReal, ~0U & ~kRowStats},
+    {"gamma", &Call::gamma, Kind::kReal, ~0U & ~(kRowStats | kPartialStats)},
+    {"stats", &Call::stats, Kind::kReal, kShardedLoss},
 };
 constexpr int kMostPositional = std::size(kPositional);
 
@@ -400,6 +426,7 @@ void Call::look_at_inputs() {
   problem.logits = logits.look();
   problem.targets = targets.look();
   problem.vector = vector.look();
+  problem.shard_stats = stats.look();
   problem.gamma = gamma.look();
   for (const Option& option : kOptions) {
     if (option.set.view != nullptr) problem.*option.set.field = (this->*option.set.view).look();

@@ -18,13 +18,15 @@ enum Takes : unsigned {
   kLossAndGrad = 2,
   kRowStats = 4,
   kLossGammaGrad = 8,
-  kHvp = 16
+  kHvp = 16,
+  kPartialStats = 1024,
+  kShardedLoss = 2048
 };
 
 // One call: the problem for the core and the arrays that it points to.
 struct Call {
   gce_problem problem;
-  View logits, targets, vector, gamma;
+  View logits, targets, vector, gamma, stats;
   View threshold, weight, sample_weight, grad_output;  // one for each array option
   View out;
   int num_threads = 0;  // 0: the process setting

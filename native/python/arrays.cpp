@@ -145,10 +145,11 @@ Ref new_like(PyArrayObject* like) {
   return checked(PyArray_NewLikeArray(like, NPY_KEEPORDER, nullptr, 0));
 }
 
-Ref new_rows(const gce_array& like, int typenum) {
-  npy_intp shape[GCE_MAX_NDIM];
+Ref new_rows(const gce_array& like, int typenum, int fields) {
+  npy_intp shape[GCE_MAX_NDIM + 1];
   for (int32_t d = 0; d < like.ndim; ++d) shape[d] = like.shape[d];
-  return checked(PyArray_SimpleNew(like.ndim, shape, typenum));
+  shape[like.ndim] = fields;
+  return checked(PyArray_SimpleNew(like.ndim + (fields > 0 ? 1 : 0), shape, typenum));
 }
 
 Ref new_number(int typenum, void* value) {

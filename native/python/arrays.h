@@ -82,9 +82,10 @@ class View {
 // with a message that names the argument, for anything else.
 double number_of(const char* name, PyObject* object);
 
-// New outputs: of the shape, dtype and memory order of an array; of the shape of one; a numpy number.
+// New outputs: of the shape, dtype and memory order of an array; of the shape of one, with several numbers for each
+// element if `fields` says so; a numpy number.
 Ref new_like(PyArrayObject* like);
-Ref new_rows(const gce_array& like, int typenum);
+Ref new_rows(const gce_array& like, int typenum, int fields = 0);
 Ref new_number(int typenum, void* value);
 
 // The numpy type number of a loss for these logits.

@@ -133,6 +133,64 @@ const FunctionDoc kRowStatsDoc = {
     ">>> stats.argmax\n"
     "array([0, 2])\n"};
 
+#define GCE_EXAMPLE_SLICES                                                                        \
+  ">>> import numpy as np\n>>> import gce\n>>> from gce import shards\n"                          \
+  ">>> logits = np.array([[2.0, 0.0, -1.0, 1.0], [0.0, 0.0, 3.0, 0.5]])\n"                        \
+  ">>> targets = np.array([0, 2])\n"                                                              \
+  ">>> left, right = logits[:, :2], logits[:, 2:]  # each on a process of its own\n"              \
+  ">>> stats = shards.merge([\n"                                                                  \
+  "...     shards.partial_stats(left, targets, first_class=0, num_classes=4),\n"                  \
+  "...     shards.partial_stats(right, targets, first_class=2, num_classes=4),\n"                 \
+  "... ])\n"
+
+#define GCE_SLICE                                                                                 \
+  "Parameters\n----------\n"                                                                      \
+  "logits : array of float16, bfloat16 (``ml_dtypes``), float32 or float64\n"                     \
+  "    Those of classes `first_class` to ``first_class + n - 1`` along the class axis, n being its\n" \
+  "    length.\n"                                                                                 \
+  "targets : array of int\n"                                                                      \
+  "    The target of each row among all classes, ``0 <= targets < num_classes`` or `ignore_index`.\n" \
+  "    `weight` too is that of all classes.\n"
+
+const FunctionDoc kPartialStatsDoc = {
+    "What there is to know of a slice of the classes, to be merged with the other slices'.\n\n"
+    "For a loss over classes that several processes share. Of each row the maximum, the sum of\n"
+    "exponentials, the target's logit if it is in the slice, and the argmax: `merge` makes one of all\n"
+    "slices' statistics, and `loss_and_grad` takes that. With label smoothing, and then only, of the\n"
+    "class weights too.\n\n"
+    GCE_SLICE,
+    "\nReturns\n-------\n"
+    "array of float64\n"
+    "    The shape of `targets` and 10 more: numbers that `merge` knows, contiguous, so that they can be\n"
+    "    sent as they are.\n\n" GCE_RAISES
+    "See Also\n--------\nmerge : the statistics of the whole.\n\n"
+    "Examples\n--------\n" GCE_EXAMPLE_SLICES
+    ">>> stats.shape\n"
+    "(2, 10)\n"};
+
+const FunctionDoc kShardedLossDoc = {
+    "The loss over all classes, and the gradient of a slice's logits.\n\n"
+    GCE_LOSS_FORMULA GCE_SLICE GCE_GAMMA
+    "stats : array of float64\n    From `merge`, of all slices.\n",
+    "\nReturns\n-------\n"
+    "loss : numpy scalar or array\n"
+    "    As `gce.loss` returns it for all classes: the same in each process.\n"
+    "grad : numpy.ndarray\n"
+    "    The slice of the gradient: shape and dtype of `logits`; `out` if that was given.\n"
+    GCE_STATS GCE_RAISES
+    "See Also\n--------\nmerge : where `stats` come from.\n\n"
+    "Notes\n-----\n"
+    "Where the slices begin at multiples of 8192 classes, and are of 8192 or fewer, the bits are those of\n"
+    "the whole; else sums are added in another order, and results differ as roundings do.\n\n"
+    "References\n----------\nOf the loss: arXiv:2302.13344.\n\n"
+    "Examples\n--------\n" GCE_EXAMPLE_SLICES
+    ">>> loss, grad = shards.loss_and_grad(\n"
+    "...     right, targets, 0.5, stats, first_class=2, num_classes=4\n"
+    "... )\n"
+    ">>> whole, whole_grad = gce.loss_and_grad(logits, targets, 0.5)\n"
+    ">>> bool(abs(loss - whole) < 1e-15), bool(abs(grad - whole_grad[:, 2:]).max() < 1e-15)\n"
+    "(True, True)\n"};
+
 const FunctionDoc kHvpDoc = {
     "The product of the reduced loss' Hessian in the logits with a vector.\n\n"
     "Of a row with ``q = softmax(z)``, ``w = p / (gamma + d p)``, ``d = 1 - gamma`` and the vector u::\n\n"

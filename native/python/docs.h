@@ -14,6 +14,8 @@ extern const FunctionDoc kLossAndGradDoc;
 extern const FunctionDoc kRowStatsDoc;
 extern const FunctionDoc kLossGammaGradDoc;
 extern const FunctionDoc kHvpDoc;
+extern const FunctionDoc kPartialStatsDoc;
+extern const FunctionDoc kShardedLossDoc;
 
 extern const char* const kLossFromLogProbDoc;
 extern const char* const kGradWeightDoc;

@@ -128,6 +128,11 @@ PyObject* run_losses(Call* call) {
                          : PyTuple_Pack(3, of_loss.get(), grad, of_rows.get());
 }
 
+void take_grad(Call* call) {
+  if (!call->out.is_given()) call->out.take_new(new_like(call->logits.array()));
+  call->problem.grad = call->out.look();
+}
+
 PyObject* loss(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("loss", kLossFunction, args, positional, keywords);
@@ -139,8 +144,7 @@ PyObject* loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyObject* 
   Call call;
   call.parse("loss_and_grad", kLossAndGrad, args, positional, keywords);
   call.look_at_inputs();
-  if (!call.out.is_given()) call.out.take_new(new_like(call.logits.array()));
-  call.problem.grad = call.out.look();
+  take_grad(&call);
   return run_losses(&call);
 }
 
@@ -153,12 +157,31 @@ PyObject* row_stats(PyObject* const* args, Py_ssize_t positional, PyObject* keyw
   return stats.result().release();
 }
 
+PyObject* partial_stats(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
+  Call call;
+  call.parse("partial_stats", kPartialStats, args, positional, keywords);
+  call.look_at_inputs();
+  call.stats.take_new(new_rows(call.rows(), NPY_DOUBLE, GCE_SHARD_FIELDS));
+  call.problem.shard = GCE_SHARD_PARTIAL;
+  call.problem.shard_stats = call.stats.look();
+  run(call);
+  return Py_NewRef(call.stats.object());
+}
+
+PyObject* sharded_loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
+  Call call;
+  call.parse("sharded_loss_and_grad", kShardedLoss, args, positional, keywords);
+  call.look_at_inputs();
+  call.problem.shard = GCE_SHARD_MERGED;
+  take_grad(&call);
+  return run_losses(&call);
+}
+
 PyObject* hvp(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("hvp", kHvp, args, positional, keywords);
   call.look_at_inputs();
-  if (!call.out.is_given()) call.out.take_new(new_like(call.logits.array()));
-  call.problem.grad = call.out.look();
+  take_grad(&call);
   run(call);
   return Py_NewRef(call.out.object());
 }
@@ -209,16 +232,21 @@ std::string doc_of(const char* name, Takes takes, const FunctionDoc& doc) {
 
 void add_functions(PyObject* module) {
   prepare_keywords();
-  static const std::string docs[] = {doc_of("loss", kLossFunction, kLossDoc),
-                                     doc_of("loss_and_grad", kLossAndGrad, kLossAndGradDoc),
-                                     doc_of("row_stats", kRowStats, kRowStatsDoc),
-                                     doc_of("loss_gamma_grad", kLossGammaGrad, kLossGammaGradDoc),
-                                     doc_of("hvp", kHvp, kHvpDoc)};
+  static const std::string docs[] = {
+      doc_of("loss", kLossFunction, kLossDoc),
+      doc_of("loss_and_grad", kLossAndGrad, kLossAndGradDoc),
+      doc_of("row_stats", kRowStats, kRowStatsDoc),
+      doc_of("loss_gamma_grad", kLossGammaGrad, kLossGammaGradDoc),
+      doc_of("hvp", kHvp, kHvpDoc),
+      doc_of("partial_stats", kPartialStats, kPartialStatsDoc),
+      doc_of("sharded_loss_and_grad", kShardedLoss, kShardedLossDoc)};
   static PyMethodDef methods[] = {method<loss>("loss", docs[0]),
                                   method<loss_and_grad>("loss_and_grad", docs[1]),
                                   method<row_stats>("row_stats", docs[2]),
                                   method<loss_gamma_grad>("loss_gamma_grad", docs[3]),
                                   method<hvp>("hvp", docs[4]),
+                                  method<partial_stats>("partial_stats", docs[5]),
+                                  method<sharded_loss_and_grad>("sharded_loss_and_grad", docs[6]),
                                   {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(module, methods) < 0) throw PythonError();
 }

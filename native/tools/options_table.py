@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import gce
 from gce import _native
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
@@ -20,12 +21,14 @@ MARKS = re.compile(r"(<!-- options: ([\w, ]+) -->\n).*?(<!-- /options -->)", re.
 def table(functions: list[str]) -> str:
     """The options of these functions, in Markdown."""
     known = {function for *_, takers in _native.options() for function in takers}
+    # Those of gce.shards have other names there, and a page of their own.
+    elsewhere = {name for name in known if hasattr(_native, name) and not hasattr(gce, name)}
     if unknown := set(functions) - known:
         raise ValueError(f"{listed(sorted(unknown))}: no such function with options")
     rows = ["| option | meaning | default | functions |", "|---|---|---|---|"]
     for name, default, _, summary, takers in _native.options():
         if set(takers) & set(functions):
-            who = who_takes(takers, functions)
+            who = who_takes([name for name in takers if name not in elsewhere], functions)
             rows.append(f"| `{name}` | {summary} | `{default}` | {who + ' ' if who else ''}|")
     return "\n".join(rows)
 

@@ -3,8 +3,22 @@
 namespace gce {
 namespace {
 
+void lay_out_shard(RowProblem* p) {
+  switch (p->arrays[kLogits].dtype) {
+    case GCE_FLOAT16:
+      return lay_out_shard_as<Float16>(p);
+    case GCE_BFLOAT16:
+      return lay_out_shard_as<BFloat16>(p);
+    case GCE_FLOAT32:
+      return lay_out_shard_as<float>(p);
+    default:
+      return lay_out_shard_as<double>(p);
+  }
+}
+
 void lay_out(RowProblem* p, int64_t cache_bytes) {
   if (needs_wide_rows(*p)) return lay_out_wide(p);
+  if (p->shard != GCE_SHARD_NONE) return lay_out_shard(p);
   switch (p->arrays[kLogits].dtype) {
     case GCE_FLOAT16:
       return lay_out_as<Float16>(p, cache_bytes);
@@ -17,32 +31,24 @@ void lay_out(RowProblem* p, int64_t cache_bytes) {
   }
 }
 
-void work_on_wide_rows(const RowProblem& p, char* scratch, NextChunk next, void* chunks,
-                       PairSum* loss_sums) {
+template <template <class> class WorkerOf>
+void work_on(const RowProblem& p, char* scratch, NextChunk next, void* chunks, PairSum* loss_sums) {
   switch (p.arrays[kLogits].dtype) {
     case GCE_FLOAT16:
-      return WideWorker<Float16>(p, scratch).run(next, chunks, loss_sums);
+      return WorkerOf<Float16>(p, scratch).run(next, chunks, loss_sums);
     case GCE_BFLOAT16:
-      return WideWorker<BFloat16>(p, scratch).run(next, chunks, loss_sums);
+      return WorkerOf<BFloat16>(p, scratch).run(next, chunks, loss_sums);
     case GCE_FLOAT32:
-      return WideWorker<float>(p, scratch).run(next, chunks, loss_sums);
+      return WorkerOf<float>(p, scratch).run(next, chunks, loss_sums);
     default:
-      return WideWorker<double>(p, scratch).run(next, chunks, loss_sums);
+      return WorkerOf<double>(p, scratch).run(next, chunks, loss_sums);
   }
 }
 
 void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, PairSum* loss_sums) {
-  if (p.layout == kRowsWide) return work_on_wide_rows(p, scratch, next, chunks, loss_sums);
-  switch (p.arrays[kLogits].dtype) {
-    case GCE_FLOAT16:
-      return Worker<Float16>(p, scratch).run(next, chunks, loss_sums);
-    case GCE_BFLOAT16:
-      return Worker<BFloat16>(p, scratch).run(next, chunks, loss_sums);
-    case GCE_FLOAT32:
-      return Worker<float>(p, scratch).run(next, chunks, loss_sums);
-    default:
-      return Worker<double>(p, scratch).run(next, chunks, loss_sums);
-  }
+  if (p.layout == kRowsWide) return work_on<WideWorker>(p, scratch, next, chunks, loss_sums);
+  if (p.layout == kRowsOfShard) return work_on<ShardWorker>(p, scratch, next, chunks, loss_sums);
+  work_on<Worker>(p, scratch, next, chunks, loss_sums);
 }
 
 void work_on_segments(const RowProblem& p, char* scratch, int64_t worker, const LongRows& rows,

@@ -161,7 +161,7 @@ template <class Storage>
 void load_smoothing(const RowProblem& problem, const RowCursor& cursor, int64_t at, int64_t n,
                     Tile<Storage>* tile) {
   const double spread =
-      problem.label_smoothing / static_cast<double>(problem.classes) * problem.smooth_scale;
+      problem.label_smoothing / static_cast<double>(problem.all_classes) * problem.smooth_scale;
   read_option(problem, cursor, kSampleWeight, n, tile->smooth_weight + at);
   for (int64_t r = at; r < at + n; ++r) {
     tile->smooth_weight[r] *= spread;
@@ -247,7 +247,7 @@ void load_run(const RowProblem& problem, const RowCursor& cursor, int64_t at, in
   for (int64_t r = 0; r < n; ++r) {
     int64_t& target = tile->target[at + r];
     // They were checked, but are the caller's to change, by another thread even now: never out of bounds.
-    if (static_cast<uint64_t>(target) >= static_cast<uint64_t>(problem.classes)) target = -1;
+    if (static_cast<uint64_t>(target) >= static_cast<uint64_t>(problem.all_classes)) target = -1;
     tile->logits[at + r] = logits + r * stride;
   }
   for (int64_t r = 0; r < n; ++r) {

@@ -71,6 +71,26 @@ typedef enum gce_value {
   GCE_VALUE_SURROGATE  /* w_b * (-log p) with w_b held constant */
 } gce_value;
 
+/* Vocabulary shards: several processes have a slice of the classes each. Each finds GCE_SHARD_PARTIAL statistics of its
+ * slice; they are merged (gce/shards.py says how), and with them each computes loss and its slice of the gradient. */
+typedef enum gce_shard { GCE_SHARD_NONE, GCE_SHARD_PARTIAL, GCE_SHARD_MERGED } gce_shard;
+
+/* What there is of a row: sum_v 2^((z_v - shift) log2(e) - reference) = sum_high + sum_low over the slice, log2(e) as the
+ * kernels have it; argmax among all classes; for label smoothing sum_v c_v (maximum - z_v) and sum_v c_v. */
+typedef enum gce_shard_field {
+  GCE_SHARD_MAXIMUM, /* NaN if a logit is */
+  GCE_SHARD_SHIFT,
+  GCE_SHARD_REFERENCE,
+  GCE_SHARD_SUM_HIGH,
+  GCE_SHARD_SUM_LOW,
+  GCE_SHARD_TARGET_LOGIT, /* -infinity where another slice has the target */
+  GCE_SHARD_ARGMAX,
+  GCE_SHARD_SPREAD_HIGH,
+  GCE_SHARD_SPREAD_LOW,
+  GCE_SHARD_WEIGHT_SUM,
+  GCE_SHARD_FIELDS
+} gce_shard_field;
+
 /* A strided view of somebody else's memory. data == NULL means "absent". Strides count bytes, may be
  * negative or zero, and need no alignment. The core writes only to loss, grad and the statistics. */
 typedef struct gce_array {
@@ -105,6 +125,9 @@ typedef struct gce_array {
  *                  are the gradients of the last s rows
  *   vector         u: float dtype, the logits' shape. With it grad is the product of the Hessian of the reduced loss with u,
  *                  or with gauss_newton of its positive part, in which the gradient weight is a constant
+ *   shard          a gce_shard. If not none, logits are those of classes first_class to first_class + V - 1 of all_classes;
+ *                  targets and weight are those of all. shard_stats is float64, the targets' shape and GCE_SHARD_FIELDS
+ *                  more: for GCE_SHARD_PARTIAL an output, the only one; for GCE_SHARD_MERGED an input
  *   normalizer     the divisor of the mean, if has_normalizer; finite and > 0
  *   ignore_index   rows with this target have loss 0 and gradient 0, if has_ignore_index
  *   axis           class axis, -ndim <= axis < ndim
@@ -140,6 +163,10 @@ typedef struct gce_problem {
   int32_t value;     /* a gce_value */
   int32_t gauss_newton;
   int32_t shift; /* 0: none */
+  int32_t shard; /* a gce_shard */
+  int64_t first_class;
+  int64_t all_classes;
+  gce_array shard_stats;
   gce_array loss;
   gce_array grad;
   gce_array target_log_prob;

@@ -1,0 +1,257 @@
+"""Classes that several processes share: sharded against whole.
+
+Here the slices are in one process; over ``torch.distributed`` they are in
+``examples/vocabulary_shards.py``, which the last test runs with two and four processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gce
+from engines import ROOT
+from faults import call_in_vain
+from gce import shards
+from support import require
+from test_layouts import DTYPES, assert_same_bits
+
+EXAMPLE = ROOT / "examples" / "vocabulary_shards.py"
+
+
+def sharded(
+    logits: Any, targets: Any, gamma: Any, cuts: list[int], axis: int = -1, **options: Any
+) -> Any:
+    """What `gce.loss_and_grad` returns, by slices between the cuts."""
+    classes = logits.shape[axis]
+    bounds = [0, *cuts, classes]
+    names = ("weight", "ignore_index", "label_smoothing", "shift")
+    of_stats = {name: options[name] for name in names if name in options}
+    slices = [
+        np.take(logits, np.arange(begin, end), axis=axis)
+        for begin, end in itertools.pairwise(bounds)
+    ]
+    where = [{"first_class": begin, "num_classes": classes, "axis": axis} for begin in bounds[:-1]]
+    stats = shards.merge(
+        shards.partial_stats(part, targets, **place, **of_stats)
+        for part, place in zip(slices, where, strict=True)
+    )
+    results = [
+        shards.loss_and_grad(part, targets, gamma, stats, **place, **options)
+        for part, place in zip(slices, where, strict=True)
+    ]
+    for result in results[1:]:  # every process has the same loss
+        assert_same_bits(np.asarray(result[0]), np.asarray(results[0][0]))
+    grad = np.concatenate([result[1] for result in results], axis=axis)
+    return results[0][0], grad, *results[0][2:]
+
+
+def problem(classes: int, dtype: str, rows: int = 7, scale: float = 3.0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(classes)
+    logits = (scale * rng.standard_normal((rows, classes))).astype(DTYPES[dtype])
+    targets = rng.integers(0, classes, rows)
+    targets[:2] = 0, classes - 1
+    return logits, targets
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"gamma": 0.0},
+    {"gamma": 0.3, "threshold": 0.2, "return_stats": True},
+    {"gamma": np.linspace(0, 1, 7), "reduction": "none", "value": "surrogate", "z_loss": 0.01},
+    {"gamma": 1.0, "ignore_index": 0, "sample_weight": np.linspace(0, 2, 7), "grad_output": -0.5},
+    {"gamma": 0.5, "label_smoothing": 0.1, "weight": "some 0", "reduction": "sum"},
+    {"gamma": 0.5, "label_smoothing": 0.3, "normalizer": 3.0},
+    {"gamma": 0.1, "weight": "some 0"},
+]
+
+
+def filled(options: dict[str, Any], classes: int) -> dict[str, Any]:
+    if options.get("weight") is None:
+        return options
+    return {**options, "weight": np.random.default_rng(0).choice([0.0, 0.5, 2.0], classes)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options))
+def test_slices_of_whole_segments_have_the_bits_of_the_whole(isa, options, dtype):
+    logits, targets = problem(2 * 8192 + 1000, dtype)
+    options = filled(options, logits.shape[1])
+    want = gce.loss_and_grad(logits, targets, **options)
+    found = sharded(logits, targets, cuts=[8192, 2 * 8192], **options)
+    if "label_smoothing" in options:  # sums of c_v (max - z_v) depend on the slice's maximum
+        return assert_close(found, want, dtype)
+    assert_same_bits(np.asarray(found[0]), np.asarray(want[0]))
+    assert_same_bits(found[1], want[1])
+    for one, other in zip(found[2:], want[2:], strict=True):
+        for field, whole in zip(one, other, strict=True):
+            assert_same_bits(field, whole)
+
+
+def assert_close(found: Any, want: Any, dtype: str) -> None:
+    tolerance = 1e-13 if dtype == "float64" else 1e-6
+    np.testing.assert_allclose(found[0], want[0], rtol=tolerance, atol=tolerance)
+    # Rounding to 16 bits may go either way; each gradient is within 5e-7 of the weight.
+    spacing = {"float16": 1e-3, "bfloat16": 8e-3}.get(dtype, tolerance)
+    one, other = found[1].astype("f8"), want[1].astype("f8")
+    np.testing.assert_allclose(one, other, rtol=spacing, atol=min(tolerance, 5e-7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [2, 3, 10, 33, 100, 1000])
+def test_any_cuts(isa, classes, dtype):
+    logits, targets = problem(classes, dtype)
+    rng = np.random.default_rng(1)
+    for options in OPTIONS:
+        options = filled(options, classes)
+        want = gce.loss_and_grad(logits, targets, **options)
+        count = int(rng.integers(1, min(classes, 5)))
+        cuts = sorted(rng.choice(np.arange(1, classes), count, replace=False).tolist())
+        assert_close(sharded(logits, targets, cuts=cuts, **options), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1e-3, 100.0, 1e5, 1e30])
+def test_logits_of_any_size(isa, scale, dtype):
+    logits, targets = problem(40, dtype, scale=scale)
+    logits[3] += 10 * scale
+    logits[4, :20] -= 100 * scale
+    for options in (OPTIONS[0], OPTIONS[1], OPTIONS[4]):
+        options = {**filled(options, 40), "return_stats": False}
+        want = gce.loss_and_grad(logits, targets, **options)
+        found = sharded(logits, targets, cuts=[20, 30], **options)
+        assert_close(found, want, dtype)
+
+
+def test_masked_and_poisoned_slices(isa):
+    logits = np.zeros((6, 8), np.float32)
+    logits[0, :4] = -np.inf  # a slice of its own
+    logits[1, 4:] = -np.inf
+    logits[2] = -np.inf
+    logits[3, 5] = np.nan
+    logits[4, 2] = np.inf
+    logits[5, :4], logits[5, 2] = -np.inf, np.nan
+    targets = np.array([1, 1, 1, 1, 1, 1])
+    for options in ({}, {"label_smoothing": 0.1, "weight": [0.0] * 4 + [1.0] * 4}):
+        for gamma in (0.0, 0.5):
+            given = {"gamma": gamma, "reduction": "none", "return_stats": True, **options}
+            want = gce.loss_and_grad(logits, targets, **given)
+            found = sharded(logits, targets, cuts=[4], **given)
+            np.testing.assert_allclose(found[0], want[0], rtol=1e-6)
+            np.testing.assert_allclose(found[1], want[1], rtol=1e-6, atol=1e-7)
+            for field, whole in zip(found[2], want[2], strict=True):
+                np.testing.assert_allclose(field, whole, rtol=1e-6)
+
+
+def test_any_layout(isa):
+    rng = np.random.default_rng(5)
+    logits = rng.standard_normal((4, 50, 3)).astype("f4")
+    targets = rng.integers(0, 50, (4, 3))
+    want = sharded(logits, targets, 0.3, [20], axis=1, shift=1)
+    moved = np.ascontiguousarray(np.moveaxis(logits, 1, -1))
+    found = sharded(moved, targets, 0.3, [20], shift=1)
+    assert_same_bits(np.asarray(found[0]), np.asarray(want[0]))
+    assert_same_bits(np.ascontiguousarray(np.moveaxis(found[1], -1, 1)), want[1])
+    assert_close(found, gce.loss_and_grad(moved, targets, 0.3, shift=1), "float32")
+    # In place, and a slice that is a view of the whole.
+    stats = shards.merge([shards.partial_stats(logits, targets, axis=1, num_classes=50)])
+    view = logits[:, 10:30]
+    grad = shards.loss_and_grad(
+        view, targets, 0.3, stats, axis=1, first_class=10, num_classes=50, out=view
+    )[1]
+    assert grad is view
+    # One row.
+    one = shards.merge([shards.partial_stats(np.zeros(5), 3, num_classes=5)])
+    loss, _ = shards.loss_and_grad(np.zeros(5), 3, 0.3, one, num_classes=5)
+    assert loss == gce.loss(np.zeros(5), 3, 0.3)
+
+
+def test_no_rows(isa):
+    stats = shards.partial_stats(np.zeros((0, 4)), np.zeros(0, int), first_class=2, num_classes=9)
+    assert stats.shape == (0, 10)
+    loss, grad = shards.loss_and_grad(
+        np.zeros((0, 4)), np.zeros(0, int), 0.5, shards.merge([stats]), first_class=2, num_classes=9
+    )
+    assert loss == 0.0 and grad.shape == (0, 4)
+
+
+def test_any_number_of_threads(isa):
+    logits, targets = problem(500, "float32", rows=4000)
+    place = {"first_class": 100, "num_classes": 700}
+    want = shards.partial_stats(logits, targets, **place, num_threads=1)
+    assert_same_bits(shards.partial_stats(logits, targets, **place, num_threads=3), want)
+    whole = shards.loss_and_grad(logits, targets, 0.3, want, **place, num_threads=1)
+    found = shards.loss_and_grad(logits, targets, 0.3, want, **place, num_threads=3)
+    assert_same_bits(np.asarray(found[0]), np.asarray(whole[0]))
+    assert_same_bits(found[1], whole[1])
+
+
+def usual() -> dict[str, Any]:
+    logits = np.zeros((3, 4), np.float32)
+    stats = shards.partial_stats(logits, [0, 1, 2], num_classes=8)
+    return {"logits": logits, "targets": np.array([0, 1, 7]), "gamma": 0.5, "stats": stats,
+            "first_class": 4, "num_classes": 8}  # fmt: skip
+
+
+RANGE = "expected 0 <= first_class <= num_classes - 4 for a slice of 4 classes"
+
+
+SHAPE = r"stats has shape \(3, 9\), expected that of targets, \(3,\), and 10 more"
+WEIGHT = r"weight has shape \(4,\), expected \(8,\): one per class"
+DTYPE = "targets has dtype float64, expected an integer dtype for a slice"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"num_classes": 0}, ValueError, f"first_class = 4 and num_classes = 0, {RANGE}"),
+        ({"first_class": 5}, ValueError, f"first_class = 5 and num_classes = 8, {RANGE}"),
+        ({"first_class": -1}, ValueError, f"first_class = -1 and num_classes = 8, {RANGE}"),
+        (
+            {"targets": np.array([0, 8, 1])},
+            IndexError,
+            r"targets\[1\] = 8, expected 0 <= target < 8",
+        ),
+        ({"targets": np.full((3, 4), 0.25)}, TypeError, DTYPE),
+        ({"weight": np.ones(4)}, ValueError, WEIGHT),
+        ({"stats": np.zeros((3, 9))}, ValueError, SHAPE),
+        (
+            {"stats": np.zeros((3, 10), "f4")},
+            TypeError,
+            "stats has dtype float32, expected float64",
+        ),
+        ({"softcap": 3.0}, TypeError, "unexpected keyword argument 'softcap'"),
+    ],
+)
+def test_errors(given, error, message):
+    call_in_vain(shards.loss_and_grad, error, message, {**usual(), **given})
+
+
+def test_errors_of_merge():
+    stats = usual()["stats"]
+    for parts in ([], [stats, stats[:2]], [np.zeros(9)], [np.float64(1.0)]):
+        with pytest.raises(ValueError, match=r"parts have shapes .*, expected of all that of"):
+            shards.merge(parts)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_over_processes(processes):
+    pytest.importorskip("torch.distributed")
+    require(EXAMPLE.is_file(), "installed without the examples")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), str(processes)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(gce.__file__).parent.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same bits as the whole") == processes
+    assert done.stdout.count("label smoothing: within 1e-6") == processes
