@@ -214,12 +214,13 @@ void run_gamma_grad(const CallFrame& frame) {
 }
 
 // XLA asks each handler for its version, by a call with this extension, when it is registered. It refuses what it
-// does not support; an older one than ours is told its own version, as what is used here is the same in it.
+// does not support; an older one than ours is told its own version, as what is used here is the same in it. (Up to
+// 0.1 it does not say which it is.)
 bool answer_metadata(const CallFrame& frame) {
   Extension* const extension = frame.extension_start;
   if (extension == nullptr || extension->type != kMetadata) return false;
   Metadata* const metadata = reinterpret_cast<MetadataExtension*>(extension)->metadata;
-  const int minor = frame.api->version().minor_version;
+  const int minor = frame.api != nullptr ? frame.api->version().minor_version : kOldestMinorVersion;
   metadata->api_version = sized<ApiVersion>();
   metadata->api_version.major_version = kMajorVersion;
   metadata->api_version.minor_version =
