@@ -93,7 +93,7 @@ def host_flags(library: str, version: str) -> tuple[str, ...]:
 
 
 # Each library: its sources, and the only symbols that it may export. Only the first is an extension
-# module: ONNX Runtime and XLA call theirs, which are loaded by their paths, whatever the interpreter.
+# module: ONNX Runtime and XLA call the others, loaded by their paths, whatever the interpreter.
 LIBRARIES = [
     Extension("gce._native", glob("native/python/*.cpp"), export_symbols=["PyInit__native"]),
     Extension("gce.onnx.libgce_ort", glob("onnx_ops/*.cpp"), export_symbols=["RegisterCustomOps"]),

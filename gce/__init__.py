@@ -31,7 +31,7 @@ from gce._native import (
 from gce._types import LossStats, RowStats
 
 if TYPE_CHECKING:
-    from gce import jax, onnx, reference
+    from gce import onnx, reference
 
 __all__ = [
     "LossStats",

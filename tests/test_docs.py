@@ -22,6 +22,7 @@ from gce import _native
 
 MODULES = ["gce", "gce.schedules", "gce.presets", "gce.reference", "gce._config", "gce._types"]
 MODULES += ["gce.onnx.training"] if importlib.util.find_spec("onnx_ad") else []
+MODULES += ["gce.jax"] if importlib.util.find_spec("jax") else []
 NAMES = ("loss", "loss_and_grad", "row_stats", "loss_gamma_grad", "hvp")
 FUNCTIONS = {name: getattr(gce, name) for name in NAMES}
 STUB = Path(gce.__file__).with_name("_native.pyi")
@@ -294,6 +295,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     if not README.exists():
         pytest.skip("installed without README.md")
     support.require(importlib.util.find_spec("onnx_ad"), "onnx-ad is not installed")
+    support.require(importlib.util.find_spec("jax"), "jax is not installed")
     monkeypatch.chdir(tmp_path)  # they write files
     text = README.read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

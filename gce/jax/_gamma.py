@@ -20,13 +20,18 @@ def gamma_gradient(options: Options, inputs: Inputs, log_p: Any, grad_output: An
     """
     gamma = inputs.gamma.astype(jnp.promote_types(inputs.gamma.dtype, jnp.float32))
     if inputs.threshold is not None:
-        log_p = jnp.maximum(log_p, _log_of_threshold(inputs.threshold, gamma).astype(log_p.dtype))
+        least = _log_of_threshold(inputs.threshold, gamma.astype(_wider(gamma, log_p)))
+        log_p = jnp.maximum(log_p, least.astype(log_p.dtype))
     rows = call_gamma_grad(log_p, jnp.broadcast_to(gamma, log_p.shape))
     factors = grad_output * _factors(options, inputs, log_p)
     # A weight of 0 counts for nothing, even where the derivative is infinite.
     rows = factors * jnp.where(factors == 0, 0, rows)
     total = rows if gamma.shape == rows.shape else rows.sum()
     return total.astype(inputs.gamma.dtype)
+
+
+def _wider(array: Any, other: Any) -> Any:
+    return jnp.promote_types(array.dtype, other.dtype)
 
 
 def _log_of_threshold(threshold: Any, gamma: Any) -> Any:
@@ -40,7 +45,7 @@ def _factors(options: Options, inputs: Inputs, log_p: Any) -> Any:
     weights = _weights(options, inputs, log_p)
     factors = weights
     if inputs.label_smoothing is not None:
-        factors = factors * (1 - inputs.label_smoothing)
+        factors = factors * (1 - inputs.label_smoothing.astype(log_p.dtype))
     if options.reduction != "mean":
         return factors
     if inputs.normalizer is not None:

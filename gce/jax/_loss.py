@@ -41,7 +41,7 @@ def gamma_cross_entropy(
 
     For a row with logits z, target y, q = softmax(z) and p = q[y]::
 
-        loss      -log(gamma + (1 - gamma) p) / (1 - gamma)    (gamma = 0: -log p;  gamma = 1: 1 - p)
+        loss      -log(gamma + (1 - gamma) p) / (1 - gamma)   (gamma = 0: -log p; gamma = 1: 1 - p)
         gradient  w (q - e_y),  w = max(threshold, p / (gamma + (1 - gamma) p))
 
     Parameters

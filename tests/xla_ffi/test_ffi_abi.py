@@ -43,9 +43,15 @@ WRONG = {
     "a slot": ("X(11, ThreadPool_Schedule", "X(10, ThreadPool_Schedule"),
     "a constant": ("kU16 = 7", "kU16 = 6"),
     "a code": ("kInternal = 13", "kInternal = 12"),
-    "a field's place": ("  int dtype;  // a DataType\n  void* data;", "  void* data;\n  int dtype;"),
+    "a field's place": (
+        "  int dtype;  // a DataType\n  void* data;",
+        "  void* data;\n  int dtype;",
+    ),
     "a field's size": ("  int64_t rank;", "  int rank;"),
-    "a field that is missing": ("  Extension* extension_start;\n  Error* error;", "  Error* error;"),
+    "a field that is missing": (
+        "  Extension* extension_start;\n  Error* error;",
+        "  Error* error;",
+    ),
     "a constant that is not compared": ("kS8 = 2,", "kS8 = 2,\n  kC64 = 15,"),
     "an older version": ("kNewestMinorVersion = 3", "kNewestMinorVersion = -1"),
     "a table elsewhere": ("  const void* internal_api_;\n", ""),

@@ -1,0 +1,785 @@
+"""gce.jax: the bits of the numpy face under jit, grad and vmap, and errors with its text."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import inspect
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import faults
+import gce
+from gce import _native, reference
+from support import require
+
+if importlib.util.find_spec("jax"):
+    import jax
+    import jax.numpy as jnp
+
+    from gce.jax import gamma_cross_entropy
+else:
+    jax = jnp = gamma_cross_entropy = None  # type: ignore[assignment]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+REDUCTIONS = ("mean", "sum", "none")
+# Numbers are float32 in jax, unless 64 bits are enabled.
+TENTH, THIRD = np.float32(0.1), np.float32(1 / 3)
+
+
+@pytest.fixture(autouse=True)
+def _jax() -> Iterator[None]:
+    require(jax, "jax is not installed")
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def x64() -> None:
+    """With float64; `_jax` ends it."""
+    jax.config.update("jax_enable_x64", True)
+
+
+def problem(shape: tuple[int, ...] = (6, 7), dtype: Any = "float32", axis: int = -1) -> Any:
+    """Logits of this shape and targets, some of them -100."""
+    rng = np.random.default_rng(len(shape))
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    logits = (3 * rng.normal(size=shape)).astype(jnp.dtype(dtype))
+    rows = np.delete(shape, axis)
+    targets = rng.integers(0, shape[axis], size=rows).astype(np.int32)
+    return logits, np.where(rng.random(rows) < 0.2, -100, targets).astype(np.int32)
+
+
+def options_of(targets: np.ndarray, classes: int) -> dict[str, dict[str, Any]]:
+    """Cases: options of each kind, alone and all together, as float32."""
+    rng = np.random.default_rng(7)
+    rows = rng.random(targets.shape).astype(np.float32)
+    weight = rng.random(classes).astype(np.float32)
+    each: dict[str, Any] = {
+        "threshold": THIRD,
+        "weight": weight,
+        "sample_weight": rows,
+        "label_smoothing": TENTH,
+        "z_loss": TENTH,
+    }
+    alone = {name: {name: option} for name, option in each.items()}
+    return alone | {
+        "none": {},
+        "surrogate": {"value": "surrogate"},
+        "threshold per row": {"threshold": rows},
+        "nothing ignored": {"ignore_index": None},
+        "another ignored": {"ignore_index": 1},
+        "all": each,
+    }
+
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    assert found.tobytes() == expected.tobytes()
+
+
+@contextlib.contextmanager
+def fails(error: type[Exception], text: str) -> Iterator[None]:
+    """Expect this error with this text, to which jax may add notes."""
+    with pytest.raises(error) as caught:
+        yield
+    assert str(caught.value) == text
+
+
+# --- values and gradients -------------------------------------------------------------------------
+
+CASES = sorted(options_of(np.zeros(1, int), 1))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bits_of_loss_and_grad(dtype, case):
+    logits, targets = problem(dtype=dtype)
+    options = options_of(targets, 7)[case]
+    if options.get("ignore_index", 0) != -100 and "ignore_index" in options:
+        targets = np.abs(targets) % 7
+    gamma = np.float32(0.3)
+    for reduction in ("mean", "sum"):
+        function = functools.partial(gamma_cross_entropy, reduction=reduction, **options)
+        expected = gce.loss_and_grad(logits, targets, gamma, reduction=reduction, **options)
+        for found in (
+            jax.value_and_grad(function)(logits, targets, gamma),
+            jax.jit(jax.value_and_grad(function))(logits, targets, gamma),
+        ):
+            assert_same_bits(found[0], expected[0])
+            assert_same_bits(found[1], expected[1])
+        assert_same_bits(function(logits, targets, gamma), expected[0])
+    per_row = functools.partial(gamma_cross_entropy, reduction="none", **options)
+    upstream = np.linspace(-1, 2, 6).astype(np.float64 if dtype == "float64" else np.float32)
+    losses, pull = jax.vjp(lambda logits: per_row(logits, targets, gamma), logits)
+    expected = gce.loss_and_grad(
+        logits, targets, gamma, reduction="none", grad_output=upstream, **options
+    )
+    assert_same_bits(losses, expected[0])
+    assert_same_bits(pull(upstream)[0], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((7,), 0), ((5, 1), 1), ((3, 4, 7), -1), ((3, 7, 4, 2), 1), ((7, 5), 0), ((7, 5), -2)],
+)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_shapes_and_axes(shape, axis, reduction):
+    logits, targets = problem(shape, axis=axis)
+    gamma = np.random.default_rng(0).random(targets.shape).astype(np.float32)
+    options: dict[str, Any] = {"axis": axis, "reduction": reduction}
+    expected = gce.loss_and_grad(logits, targets, gamma, **options)
+    function = functools.partial(gamma_cross_entropy, **options)
+    loss, pull = jax.vjp(lambda logits: function(logits, targets, gamma), logits)
+    assert_same_bits(loss, expected[0])
+    assert_same_bits(pull(jnp.ones_like(loss))[0], expected[1])
+
+
+@pytest.mark.parametrize(
+    "dtype", [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+def test_targets_of_each_integer_dtype(x64, dtype):
+    logits, targets = problem()
+    targets = np.abs(targets % 7).astype(dtype)
+    ignored = jax.jit(lambda targets: gamma_cross_entropy(logits, targets, 0.5, ignore_index=3))
+    assert_same_bits(ignored(targets), gce.loss(logits, targets, 0.5, ignore_index=3))
+    for index in (-100, 255, 2**63 - 1):  # which not every dtype can hold
+        found = jax.grad(
+            lambda gamma, index=index: gamma_cross_entropy(
+                logits, targets, gamma, ignore_index=index
+            )
+        )(0.5)
+        assert np.isfinite(found)
+
+
+def test_against_the_reference():
+    logits, targets = problem((40, 11))
+    for gamma, b in itertools.product((0.0, 1e-7, 0.5, 1.0), (0.0, 0.2, 1.0)):
+        found = jax.value_and_grad(gamma_cross_entropy)(logits, targets, gamma, threshold=b)
+        expected = reference.loss_and_grad(logits, targets, gamma, threshold=b)
+        # Some roundings of float32, of the loss and of numbers such as b = 0.2.
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+        np.testing.assert_allclose(found[1], expected[1], rtol=2e-6, atol=1e-8)
+
+
+def test_cross_entropy_is_that_of_optax():
+    require(importlib.util.find_spec("optax"), "optax is not installed")
+    import optax
+
+    logits, targets = problem((30, 12))
+    targets = targets % 12
+    theirs = optax.losses.softmax_cross_entropy_with_integer_labels
+    ours = functools.partial(gamma_cross_entropy, reduction="none")
+    # Theirs rounds logsumexp to float32: some 1e-7 of losses up to 10.
+    np.testing.assert_allclose(ours(logits, targets, 0.0), theirs(logits, targets), atol=2e-6)
+    found, expected = (
+        jax.grad(lambda logits, loss=loss: (loss(logits) ** 2).mean())(logits)
+        for loss in (lambda z: ours(z, targets, 0.0), lambda z: theirs(z, targets))
+    )
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
+
+
+def test_an_upstream_gradient_multiplies_the_kept_gradient():
+    logits, targets = problem()
+    _, gradient = gce.loss_and_grad(logits, targets, 0.5)
+    found = jax.grad(lambda logits: jnp.exp(3 * gamma_cross_entropy(logits, targets, 0.5)))(logits)
+    factor = 3 * np.exp(3 * np.float64(gce.loss(logits, targets, 0.5)))
+    np.testing.assert_allclose(found, factor * gradient, rtol=1e-6)  # a few roundings
+
+
+def test_a_loss_scale_saves_small_gradients_of_float16():
+    # The mean's gradients are 2**-25, which float16 rounds to 0, but for the scale.
+    logits, targets = np.zeros((4, 2048), np.float16), np.zeros(4, np.int32)
+
+    def mean(logits: Any, scale: float) -> Any:
+        return scale * gamma_cross_entropy(logits, targets, 0.0, normalizer=2.0**14)
+
+    assert float(jax.grad(mean)(logits, 1.0)[0, 1]) == 0.0
+    assert float(jax.grad(mean)(logits, 2.0**10)[0, 1]) == 2.0**-15
+
+
+def test_a_gradient_is_not_multiplied_by_1():
+    logits, targets = problem((64, 32))
+    step = jax.jit(jax.value_and_grad(gamma_cross_entropy))
+    compiled = step.lower(logits, targets, 0.5).compile().as_text()
+    assert compiled.count("custom_call_target=") == 1
+    assert "multiply(" not in compiled
+
+
+def test_the_loss_alone_makes_no_gradient():
+    logits, targets = problem()
+    for make, results in ((jax.jit(gamma_cross_entropy), 1), (jax.value_and_grad, 2)):
+        function = jax.jit(make(gamma_cross_entropy) if results == 2 else make)
+        text = function.lower(logits, targets, 0.5).as_text()
+        assert ("loss,grad" in text) is (results == 2)
+
+
+# --- the derivative in gamma ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "surrogate"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_the_gradient_in_gamma_is_that_of_the_loss(x64, case, reduction, per_row):
+    logits, targets = problem((12, 7), np.float64)
+    options = {"reduction": reduction} | options_of(targets, 7)[case]
+    if "ignore_index" in options:
+        targets = np.abs(targets) % 7
+    rng = np.random.default_rng(3)
+    gamma = rng.uniform(0.2, 0.9, targets.shape if per_row else ())
+    upstream = rng.normal(size=12 if reduction == "none" else ())
+
+    def value(gamma: Any) -> Any:
+        return (upstream * reference.loss(logits, targets, gamma, **options)).sum()
+
+    _, pull = jax.vjp(lambda g: gamma_cross_entropy(logits, targets, g, **options), gamma)
+    (found,) = pull(upstream)
+    assert found.shape == gamma.shape
+    for index in np.ndindex(gamma.shape):
+        step = np.zeros_like(gamma)
+        step[index] = 1e-4
+        near, far = ((value(gamma + k * step) - value(gamma - k * step)) for k in (1, 2))
+        expected = (8 * near - far) / 12e-4  # up to (1e-4)^4 times the fifth derivative, 24 / 0.2^5
+        assert abs(found[index] - expected) <= 1e-8 * (1 + abs(expected))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gamma_dtype", DTYPES)
+def test_the_gradient_in_gamma_has_its_dtype(x64, dtype, gamma_dtype):
+    logits, targets = problem(dtype=dtype)
+    gamma = jnp.asarray(0.25, gamma_dtype)
+    found = jax.grad(gamma_cross_entropy, argnums=2)(logits, targets, gamma)
+    assert found.dtype == gamma.dtype
+    log_p = reference.row_stats(logits, targets).target_log_prob[targets >= 0]
+    expected = reference.gamma_grad(log_p, 0.25).mean()
+    np.testing.assert_allclose(
+        float(found), expected, rtol=float(jnp.finfo(gamma_dtype).eps) + 1e-6
+    )
+
+
+def test_corners_of_the_gradient_in_gamma(x64):
+    logits = np.array([[0.0, -np.inf, 1.0], [3.0, 0.0, 0.0]])
+    targets = np.array([1, 0])
+    gradient = jax.grad(lambda g, **options: gamma_cross_entropy(logits, targets, g, **options))
+    for gamma in (0.0, 0.5, 1.0):
+        assert gradient(gamma, threshold=1.0) == 0.0  # cross-entropy for every gamma
+        # A weight of 0 hides the row whose p is 0 and whose derivative is infinite at gamma = 0.
+        found = gradient(gamma, sample_weight=np.array([0.0, 1.0]))
+        alone = reference.row_stats(logits[1:], targets[1:]).target_log_prob
+        np.testing.assert_allclose(found, reference.gamma_grad(alone, gamma)[0], rtol=1e-12)
+    assert gradient(0.0) == -np.inf
+    nothing = jax.grad(lambda g: gamma_cross_entropy(logits, np.full(2, -100), g))
+    assert nothing(0.5) == 0.0
+
+
+def test_only_what_is_asked_for_is_computed():
+    logits, targets = problem()
+    for argnums, outputs in ((0, "loss,grad"), (2, "loss,target_log_prob")):
+        gradient = jax.jit(jax.grad(gamma_cross_entropy, argnums))
+        assert f'"{outputs}"' in gradient.lower(logits, targets, 0.5).as_text()
+    both = jax.jit(jax.grad(gamma_cross_entropy, (0, 2)))
+    assert '"loss,grad,target_log_prob"' in both.lower(logits, targets, 0.5).as_text()
+    for found, expected in zip(
+        both(logits, targets, 0.5),
+        (jax.grad(gamma_cross_entropy, n)(logits, targets, 0.5) for n in (0, 2)),
+        strict=True,
+    ):
+        assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_jax_finds_the_gradients_right(x64, reduction):
+    from jax.test_util import check_grads
+
+    logits, targets = problem((5, 4), "float64")
+    for options in ({}, {"label_smoothing": 0.1, "z_loss": 0.01, "threshold": 0.2}):
+        function = functools.partial(
+            gamma_cross_entropy, targets=targets, reduction=reduction, **options
+        )
+        check_grads(
+            lambda z, g, function=function: function(z, gamma=g),
+            (logits, 0.4),
+            order=1,
+            modes=["rev"],
+        )
+
+
+# --- vmap -----------------------------------------------------------------------------------------
+
+
+def looped(function: Any, in_axes: tuple[Any, ...], *arrays: Any) -> Any:
+    """What vmap is to give: a Python loop over the mapped axes."""
+    (count,) = {
+        array.shape[axis] for array, axis in zip(arrays, in_axes, strict=True) if axis is not None
+    }
+    results = [
+        function(
+            *(
+                array if axis is None else np.take(array, i, axis)
+                for array, axis in zip(arrays, in_axes, strict=True)
+            )
+        )
+        for i in range(count)
+    ]
+    return jax.tree.map(lambda *parts: np.stack([np.asarray(part) for part in parts]), *results)
+
+
+def assert_vmap_is_a_loop(function: Any, in_axes: tuple[Any, ...], *arrays: Any) -> None:
+    expected = looped(function, in_axes, *arrays)
+    for transformed in (jax.vmap(function, in_axes), jax.jit(jax.vmap(function, in_axes))):
+        jax.tree.map(assert_same_bits, transformed(*arrays), expected)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("in_axes", [(0, 0, None), (1, 0, None), (2, 1, 0), (None, 0, 0)])
+def test_vmap_of_the_loss_and_of_its_gradient(reduction, in_axes):
+    rng = np.random.default_rng(5)
+    batch, rows, classes = 3, 4, 7
+
+    def make(own: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+        return own if axis is None else (*own[:axis], batch, *own[axis:])
+
+    logits = rng.normal(size=make((rows, classes), in_axes[0])).astype(np.float32)
+    targets = rng.integers(0, classes, size=make((rows,), in_axes[1])).astype(np.int32)
+    gamma = rng.random(make((), in_axes[2])).astype(np.float32)
+    function = functools.partial(gamma_cross_entropy, reduction=reduction)
+    assert_vmap_is_a_loop(function, in_axes, logits, targets, gamma)
+    gradient = jax.grad(lambda *given: function(*given).sum())
+    assert_vmap_is_a_loop(gradient, in_axes, logits, targets, gamma)
+    # A sum over rows in numpy, of a loop, adds in another order than XLA: some roundings.
+    of_gamma = jax.grad(lambda *given: function(*given).sum(), argnums=2)
+    found = jax.vmap(of_gamma, in_axes)(logits, targets, gamma)
+    np.testing.assert_allclose(
+        found, looped(of_gamma, in_axes, logits, targets, gamma), rtol=1e-5, atol=1e-6
+    )
+
+
+MAPPED = ("threshold", "sample_weight", "weight", "label_smoothing", "z_loss", "normalizer")
+
+
+@pytest.mark.parametrize("name", MAPPED)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_vmap_over_each_option(name, reduction):
+    logits, targets = problem((4, 7))
+    rng = np.random.default_rng(6)
+    own = {"weight": (7,), "sample_weight": (4,)}.get(name, ())
+    values = rng.uniform(0.1, 1.0, size=(3, *own)).astype(np.float32)
+    if name == "normalizer" and reduction != "mean":
+        reduction = "mean"
+
+    def function(logits: Any, value: Any) -> Any:
+        return gamma_cross_entropy(
+            logits, targets, np.float32(0.3), reduction=reduction, **{name: value}
+        )
+
+    assert_vmap_is_a_loop(function, (None, 0), logits, values)
+    gradient = jax.grad(lambda *given: function(*given).sum())
+    assert_vmap_is_a_loop(gradient, (None, 0), logits, values)
+    many = np.stack([logits, logits + 1, logits * 2])
+    assert_vmap_is_a_loop(gradient, (0, 0), many, values)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_vmap_over_single_rows_is_one_problem(reduction):
+    logits, targets = problem((64, 10))
+    function = functools.partial(gamma_cross_entropy, reduction=reduction)
+    found = jax.vmap(function, (0, 0, None))(logits, targets, 0.5)
+    assert_same_bits(found, gce.loss(logits, targets, 0.5, reduction="none"))
+    grad = jax.vmap(jax.grad(function), (0, 0, None))(logits, targets, 0.5)
+    assert_same_bits(grad, gce.loss_and_grad(logits, targets, 0.5, reduction="none")[1])
+    weight = np.linspace(0, 2, 10).astype(np.float32)
+    weighted = functools.partial(function, weight=weight)
+    assert_vmap_is_a_loop(weighted, (0, 0, None), logits, targets, 0.5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nested_vmaps(reduction):
+    logits, targets = problem((2, 3, 4, 7), axis=3)
+    gamma = np.linspace(0, 1, 3).astype(np.float32)
+    function = functools.partial(gamma_cross_entropy, reduction=reduction)
+    inner = jax.vmap(function, (0, 0, 0))
+    assert_vmap_is_a_loop(inner, (0, 0, None), logits, targets, gamma)
+    outer = jax.vmap(jax.vmap(function, (None, None, 0)), (0, 0, None))  # gamma inside, logits out
+    found = outer(logits[0], targets[0], gamma)
+    for i, j in np.ndindex(3, 3):
+        assert_same_bits(found[i, j], function(logits[0, i], targets[0, i], gamma[j]))
+
+
+def test_vmap_of_nothing():
+    for reduction in REDUCTIONS:
+        function = functools.partial(gamma_cross_entropy, reduction=reduction)
+        found = jax.vmap(function, (0, 0, None))(
+            np.zeros((0, 4, 7), "f4"), np.zeros((0, 4), int), 0
+        )
+        assert found.shape == ((0, 4) if reduction == "none" else (0,))
+
+
+# --- within jax -----------------------------------------------------------------------------------
+
+
+def test_new_numbers_compile_nothing_anew():
+    logits, targets = problem()
+    traces = []
+
+    @jax.jit
+    def step(logits: Any, gamma: Any, smoothing: Any, z_loss: Any, normalizer: Any) -> Any:
+        traces.append(1)
+        return jax.value_and_grad(gamma_cross_entropy)(
+            logits,
+            targets,
+            gamma,
+            label_smoothing=smoothing,
+            z_loss=z_loss,
+            normalizer=normalizer,
+        )
+
+    for gamma in np.linspace(0, 1, 5).tolist():
+        options = {"label_smoothing": gamma / 2, "z_loss": gamma / 10, "normalizer": 1.0 + gamma}
+        found = step(logits, gamma, *options.values())
+        rounded = {name: np.float32(number) for name, number in options.items()}
+        expected = gce.loss_and_grad(logits, targets, np.float32(gamma), **rounded)
+        assert_same_bits(found[0], expected[0])
+        assert_same_bits(found[1], expected[1])
+    assert len(traces) == 1
+
+
+def test_new_numbers_outside_of_a_jit_compile_nothing_either(caplog):
+    logits, targets = (jnp.asarray(array) for array in problem((3, 5)))
+    step = jax.value_and_grad(gamma_cross_entropy)
+    with jax.log_compiles():
+        jax.block_until_ready(step(logits, targets, 0.1))
+        assert "compil" in caplog.text.lower()
+        caplog.clear()
+        for gamma in (0.2, 0.3, 0.4):
+            jax.block_until_ready(step(logits, targets, gamma))
+    assert "compil" not in caplog.text.lower()
+
+
+def test_scan_and_remat():
+    logits, targets = problem((4, 6, 7), axis=2)
+    gammas = np.linspace(0, 1, 4).astype(np.float32)
+
+    def total(logits: Any, gammas: Any, wrap: Any) -> Any:
+        def body(sum_: Any, xs: Any) -> Any:
+            return sum_ + wrap(gamma_cross_entropy)(*xs), None
+
+        return jax.lax.scan(body, 0.0, (logits, targets, gammas))[0]
+
+    expected = np.stack(
+        [gce.loss_and_grad(*given)[1] for given in zip(logits, targets, gammas, strict=True)]
+    )
+    for wrap in (lambda f: f, jax.checkpoint, jax.jit):
+        found = jax.grad(total)(logits, gammas, wrap)
+        assert_same_bits(found, expected)
+        assert np.isfinite(jax.grad(total, argnums=1)(logits, gammas, wrap)).all()
+
+
+def test_training():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 8)).astype(np.float32)
+    labels = (x @ rng.normal(size=(8, 4))).argmax(axis=1)
+
+    def loss_of(parameters: Any, gamma: Any) -> Any:
+        hidden = jnp.tanh(x @ parameters[0])
+        return gamma_cross_entropy(hidden @ parameters[1], labels, gamma)
+
+    @jax.jit
+    def step(parameters: Any, gamma: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_of)(parameters, gamma)
+        return loss, jax.tree.map(lambda p, g: p - 0.5 * g, parameters, grads)
+
+    parameters = [rng.normal(size=shape).astype("f4") * 0.3 for shape in ((8, 16), (16, 4))]
+    schedule = gce.schedules.linear(100, end=0.8)
+    losses = []
+    for i in range(200):
+        loss, parameters = step(parameters, schedule(i))
+        losses.append(float(loss))
+    predicted = (np.tanh(x @ parameters[0]) @ parameters[1]).argmax(axis=1)
+    assert (predicted == labels).mean() > 0.95
+    assert losses[-1] < losses[0] / 4
+
+
+def test_gradients_stop_at_constants():
+    logits, targets = problem()
+
+    def own_weights(logits: Any) -> Any:
+        weights = jax.lax.stop_gradient(jax.nn.softmax(logits).max(axis=-1))
+        return gamma_cross_entropy(logits, targets, 0.5, sample_weight=weights)
+
+    weights = np.asarray(jax.nn.softmax(logits).max(axis=-1))
+    _, expected = gce.loss_and_grad(logits, targets, 0.5, sample_weight=weights)
+    assert_same_bits(jax.grad(own_weights)(logits), expected)
+
+
+# --- IEEE numbers, empty batches, threads ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nan_and_infinities_stay_in_their_rows(dtype):
+    logits, targets = problem((6, 7), dtype)
+    targets = np.abs(targets) % 7
+    logits[0, 3], logits[1, 2], logits[2, 1] = np.nan, np.inf, -np.inf
+    logits[3] = -np.inf
+    targets[2] = 1  # masked
+    for gamma in (0.0, 0.5):
+        expected = gce.loss_and_grad(logits, targets, gamma, reduction="none")
+        found, pull = jax.vjp(
+            lambda z, g=gamma: gamma_cross_entropy(z, targets, g, reduction="none"), logits
+        )
+        for one, other in ((found, expected[0]), (pull(jnp.ones(6))[0], expected[1])):
+            np.testing.assert_array_equal(np.asarray(one, "f4"), np.asarray(other, "f4"))
+        assert np.isfinite(np.asarray(found)[4:]).all()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_where_nothing_counts(reduction):
+    function = functools.partial(gamma_cross_entropy, reduction=reduction)
+    for rows in (0, 3):
+        logits, targets = np.ones((rows, 5), np.float32), np.full(rows, -100)
+        loss = jax.jit(function)(logits, targets, 0.5)
+        assert loss.shape == ((rows,) if reduction == "none" else ())
+        grads = jax.grad(lambda *given: function(*given).sum(), (0, 2))(logits, targets, 0.5)
+        assert not np.any(loss) and not np.any(grads[0]) and grads[1] == 0.0
+
+
+CHECK_ISA = """
+import jax, numpy as np, gce, gce._native
+from gce.jax import gamma_cross_entropy
+rng = np.random.default_rng(0)
+step = jax.jit(jax.value_and_grad(gamma_cross_entropy))
+for shape in ((9, 3), (5, 33), (3, 70000)):
+    logits, targets = rng.normal(size=shape).astype("f4"), rng.integers(0, shape[1], shape[0])
+    for found, expected in zip(step(logits, targets, 0.5), gce.loss_and_grad(logits, targets, 0.5)):
+        assert np.asarray(found).tobytes() == expected.tobytes(), shape
+print(gce._native.isa_name())
+"""
+
+
+@pytest.mark.parametrize("name", _native.compiled_isas())
+def test_each_instruction_set(name):
+    if name not in _native.available_isas():
+        pytest.skip(f"this CPU has no {name}")
+    environment = os.environ | {"GCE_FORCE_ISA": name}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK_ISA],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [name]
+
+
+def test_large_problems_have_the_bits_of_one_thread():
+    rng = np.random.default_rng(0)
+    for shape in ((3000, 200), (2, 700_000)):  # rows in chunks; and rows in segments
+        logits = rng.normal(size=shape).astype(np.float32)
+        targets = rng.integers(0, shape[1], size=shape[0])
+        expected = gce.loss_and_grad(logits, targets, 0.5, num_threads=1)
+        for _ in range(5):
+            found = jax.jit(jax.value_and_grad(gamma_cross_entropy))(logits, targets, 0.5)
+            assert_same_bits(found[0], expected[0])
+            assert_same_bits(found[1], expected[1])
+
+
+def test_many_calls_at_once():
+    # More calls than XLA has threads, each of which asks for all of them: none may wait for ever.
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(8, 600, 1000)).astype(np.float32)
+    targets = rng.integers(0, 1000, size=(8, 600))
+    step = jax.jit(jax.value_and_grad(gamma_cross_entropy))
+    two = jax.jit(lambda *given: (step(*given), step(given[0] * 1, *given[1:])))  # side by side
+    expected = [gce.loss_and_grad(z, y, 0.5) for z, y in zip(logits, targets, strict=True)]
+
+    def call(i: int) -> Any:
+        return jax.block_until_ready(two(logits[i % 8], targets[i % 8], 0.5))
+
+    with ThreadPoolExecutor(8) as pool:
+        for i, pair in enumerate(pool.map(call, range(48))):
+            for found in pair:
+                assert_same_bits(found[0], expected[i % 8][0])
+                assert_same_bits(found[1], expected[i % 8][1])
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+TAKEN = set(inspect.signature(gamma_cross_entropy).parameters) if gamma_cross_entropy else set()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in faults.TABLE if set(case.given) <= TAKEN],
+    ids=lambda case: case.message[:60],
+)
+def test_arguments_that_are_no_jax_arrays_fail_as_those_of_numpy(case):
+    faults.call_in_vain(
+        gamma_cross_entropy, case.error, case.pattern, faults.arguments() | case.given
+    )
+
+
+WRONG_WHEN_TRACED: list[dict[str, Any]] = [
+    {"logits": jax and jnp.ones((4, 5), int)},
+    {"logits": jax and jnp.ones((4, 5), complex)},
+    {"logits": jax and jnp.ones(())},
+    {"logits": jax and jnp.ones((4, 0))},
+    {"targets": jax and jnp.ones(4)},
+    {"targets": jax and jnp.ones(4, bool)},
+    {"targets": jax and jnp.ones((4, 1), int)},
+    {"gamma": jax and jnp.ones(3)},
+    {"threshold": jax and jnp.ones((4, 5))},
+    {"weight": jax and jnp.ones(4)},
+    {"sample_weight": jax and jnp.ones(())},
+]
+
+
+@pytest.mark.parametrize("given", WRONG_WHEN_TRACED, ids=lambda given: next(iter(given)))
+def test_shapes_and_dtypes_are_checked_when_traced(given):
+    arguments = {name: jnp.asarray(a) for name, a in faults.arguments().items()} | given
+    with pytest.raises((TypeError, ValueError)) as expected:
+        gce.loss(**{name: np.asarray(array) for name, array in arguments.items()})
+    for call in (gamma_cross_entropy, jax.jit(gamma_cross_entropy)):
+        with fails(expected.type, str(expected.value)):
+            call(**arguments)
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "z_loss", "normalizer"])
+def test_numbers_are_scalars(name):
+    given = faults.arguments()
+    with fails(ValueError, f"{name} has shape (2,), expected a scalar"):
+        jax.jit(gamma_cross_entropy)(**given, **{name: jnp.ones(2)})
+    with fails(TypeError, f"{name} has dtype complex64, expected float"):
+        gamma_cross_entropy(**given, **{name: jnp.ones((), complex)})
+    assert jnp.isfinite(gamma_cross_entropy(**given, **{name: jnp.ones((), int)}))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"targets": [0, 1, 5, 2]},
+        {"targets": [0, 1, -1, 2]},
+        {"gamma": 1.5},
+        {"gamma": np.nan},
+        {"gamma": [0.5, 0.5, -1.0, 0.5]},
+        {"threshold": 2.0},
+        {"label_smoothing": -0.5},
+        {"z_loss": np.inf},
+        {"normalizer": 0.0},
+    ],
+    ids=str,
+)
+def test_what_only_the_running_program_knows(given):
+    plain = faults.arguments() | given
+    with pytest.raises((ValueError, IndexError)) as expected:
+        gce.loss(**plain)
+    arrays = {name: jnp.asarray(array) for name, array in plain.items()}
+    message = f"INVALID_ARGUMENT: {re.escape(str(expected.value))}"
+    for function in (gamma_cross_entropy, jax.jit(gamma_cross_entropy)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            jax.block_until_ready(function(**arrays))
+        # And the next call is right again.
+        assert jnp.isfinite(function(**{k: jnp.asarray(a) for k, a in faults.arguments().items()}))
+
+
+def test_an_error_under_vmap_says_where():
+    logits, targets = problem((2, 3, 4, 7), axis=3)
+    targets = np.abs(targets) % 7
+    targets[1, 2, 3] = 9
+    given = (jnp.asarray(logits), jnp.asarray(targets))
+    for reduction, text in (
+        ("none", "targets[1, 2, 3] = 9, expected 0 <= target < 7"),
+        ("mean", "targets[3] = 9, expected 0 <= target < 7, in the call at [1, 2] of vmap"),
+    ):
+        function = functools.partial(gamma_cross_entropy, gamma=0.5, reduction=reduction)
+        with pytest.raises(jax.errors.JaxRuntimeError, match=re.escape(text)):
+            jax.block_until_ready(jax.vmap(jax.vmap(function))(*given))
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_what_has_no_derivative_says_so(name):
+    logits, targets = problem()
+    own = {"weight": (7,), "sample_weight": (6,)}.get(name, ())
+    message = (
+        f"gamma_cross_entropy is not differentiable with respect to {name}, expected logits or "
+        "gamma: jax.lax.stop_gradient makes a constant of it"
+    )
+    for transform in (jax.grad, lambda function: jax.grad(jax.jit(function))):
+        with fails(TypeError, message):
+            transform(lambda option: gamma_cross_entropy(logits, targets, 0.5, **{name: option}))(
+                jnp.full(own, 0.5)
+            )
+
+
+def test_the_surrogate_has_no_derivative_in_gamma():
+    logits, targets = problem()
+    function = functools.partial(gamma_cross_entropy, value="surrogate")
+    with pytest.raises(ValueError, match=r'^value = "surrogate" holds its weight constant'):
+        jax.grad(function, argnums=2)(logits, targets, 0.5)
+
+
+def test_second_derivatives_say_that_they_are_missing():
+    logits, targets = problem()
+    for reduction in REDUCTIONS:
+
+        def total(logits: Any, reduction: Any = reduction) -> Any:
+            return gamma_cross_entropy(logits, targets, 0.5, reduction=reduction).sum()
+
+        for transform in (jax.hessian, lambda f: jax.grad(lambda z: jax.grad(f)(z).sum())):
+            with pytest.raises(NotImplementedError, match=r"^gce\.jax\.gamma_cross_entropy has"):
+                transform(total)(logits)
+
+
+# --- importing ------------------------------------------------------------------------------------
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_gce_does_not_import_jax():
+    assert run_python("import sys, gce; print('jax' in sys.modules)").split() == ["False"]
+    assert run_python("import gce; print(gce.jax.gamma_cross_entropy.__name__)").split() == [
+        "gamma_cross_entropy"
+    ]
+
+
+def test_without_jax_the_error_says_what_to_install():
+    code = """if True:
+        import sys
+        sys.modules["jax"] = None
+        import gce
+        try:
+            import gce.jax
+        except ModuleNotFoundError as error:
+            print(error)
+    """
+    assert run_python(code).strip() == (
+        "gce.jax needs jax 0.5 or newer, which is not installed: pip install 'gamma-ce[jax]'"
+    )
+
+
+def test_the_options_are_those_of_the_numpy_face():
+    ours = inspect.signature(gamma_cross_entropy).parameters
+    theirs = inspect.signature(gce.loss).parameters
+    assert set(theirs) - set(ours) == {"num_threads"}  # XLA's own are used
+    assert set(ours) <= set(theirs)
+    assert all(ours[name].default == theirs[name].default for name in ours)
+    assert all(ours[name].kind == theirs[name].kind for name in ours)
