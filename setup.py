@@ -97,11 +97,7 @@ def host_flags(library: str, version: str) -> tuple[str, ...]:
 LIBRARIES = [
     Extension("gce._native", glob("native/python/*.cpp"), export_symbols=["PyInit__native"]),
     Extension("gce.onnx.libgce_ort", glob("onnx_ops/*.cpp"), export_symbols=["RegisterCustomOps"]),
-    Extension(
-        "gce.jax.libgce_xla",
-        glob("xla_ffi/*.cpp"),
-        export_symbols=["gce_xla_loss", "gce_xla_gamma_grad"],
-    ),
+    Extension("gce.jax.libgce_xla", glob("xla_ffi/*.cpp"), export_symbols=["gce_xla_loss"]),
 ]
 
 

@@ -155,12 +155,11 @@ gce_array View::at(const int64_t* index) const {
   return from(data, batch_);
 }
 
-void View::broadcast_like(const View& like) {
-  for (int32_t d = batch_; d < like.ndim_; ++d) {
-    shape_[d] = like.shape_[d];
-    strides_[d] = 0;
+void View::append_axes(const std::vector<int64_t>& shape) {
+  for (const int64_t length : shape) {
+    shape_[ndim_] = length;
+    strides_[ndim_++] = 0;
   }
-  ndim_ = like.ndim_;
 }
 
 gce_array View::from(char* data, int32_t first_axis) const {

@@ -42,8 +42,8 @@ class View {
   gce_array whole() const { return from(data_, 0); }
   // That of one call, at these indices of vmap's axes.
   gce_array at(const int64_t* index) const;
-  // The whole as if it had `own_ndim` axes of its own, of the lengths of `like`, for a view that has none.
-  void broadcast_like(const View& like);
+  // Gives a view without axes of its own these, along which it does not vary.
+  void append_axes(const std::vector<int64_t>& shape);
 
  private:
   gce_array from(char* data, int32_t first_axis) const;

@@ -1,8 +1,5 @@
-// The two handlers that gce.jax registers, the only symbols that the library exports. They work on XLA's own
-// buffers: nothing is copied.
-//
-//   gce_xla_loss        one gce_problem: attributes name the arguments and the results, in their order
-//   gce_xla_gamma_grad  dL/dgamma of each target log-probability
+// gce_xla_loss, the handler that gce.jax registers and the one symbol that the library exports: a gce_problem over
+// XLA's own buffers, of which nothing is copied. Attributes name the arguments and the results, in their order.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -19,8 +16,8 @@ namespace {
 
 // What an argument or a result has for axes of its own.
 enum class Kind {
-  kLogits,   // the logits' axes
-  kRows,     // the targets' axes, or none
+  kFull,     // what has something for each row: the logits' axes, or those without the classes
+  kRows,     // the latter, or none
   kClasses,  // the class axis alone
   kNumber    // none: a double in the problem
 };
@@ -33,19 +30,21 @@ struct Field {
 };
 
 constexpr Field kFields[] = {
-    {"logits", Kind::kLogits, &gce_problem::logits},
-    {"targets", Kind::kRows, &gce_problem::targets},
+    {"logits", Kind::kFull, &gce_problem::logits},
+    {"targets", Kind::kFull, &gce_problem::targets},
     {"gamma", Kind::kRows, &gce_problem::gamma},
     {"threshold", Kind::kRows, &gce_problem::threshold},
     {"weight", Kind::kClasses, &gce_problem::weight},
-    {"sample_weight", Kind::kRows, &gce_problem::sample_weight},
+    {"sample_weight", Kind::kFull, &gce_problem::sample_weight},
     {"grad_output", Kind::kRows, &gce_problem::grad_output},
+    {"vector", Kind::kFull, &gce_problem::vector},
     {"label_smoothing", Kind::kNumber, nullptr, &gce_problem::label_smoothing},
     {"z_loss", Kind::kNumber, nullptr, &gce_problem::z_loss},
+    {"softcap", Kind::kNumber, nullptr, &gce_problem::softcap},
     {"normalizer", Kind::kNumber, nullptr, &gce_problem::normalizer},
     {"loss", Kind::kRows, &gce_problem::loss},
-    {"grad", Kind::kLogits, &gce_problem::grad},
-    {"target_log_prob", Kind::kRows, &gce_problem::target_log_prob},
+    {"grad", Kind::kFull, &gce_problem::grad},
+    {"gamma_grad", Kind::kRows, &gce_problem::gamma_grad},
 };
 
 const Field& field_named(const std::string& name) {
@@ -77,6 +76,9 @@ class Call {
     batch_ = static_cast<int32_t>(argument(frame, 0).rank - own_ndim_);
     if (batch_ < 0 || first.rank < batch_) throw Failure(kInternal, "logits has too few axes");
     batch_shape_.assign(first.dims, first.dims + batch_);
+    const int64_t* const own_shape = argument(frame, 0).dims + batch_;
+    row_shape_.assign(own_shape, own_shape + own_ndim_);
+    row_shape_.erase(row_shape_.begin() + problem_.axis);
     members_.reserve(inputs.size() + outputs.size());
     for (size_t i = 0; i < inputs.size(); ++i) add(inputs[i], argument(frame, i));
     for (size_t i = 0; i < outputs.size(); ++i) add(outputs[i], result(frame, i));
@@ -109,34 +111,39 @@ class Call {
     problem_.has_ignore_index = static_cast<int32_t>(integer_of(attributes, "has_ignore_index"));
     problem_.ignore_index = integer_of(attributes, "ignore_index");
     own_ndim_ = integer_of(attributes, "ndim");
+    if (problem_.axis < 0 || problem_.axis >= own_ndim_) throw Failure(kInternal, "a wrong axis");
   }
 
   void add(const std::string& name, const Buffer& buffer) {
     members_.push_back({field_named(name), View(buffer, batch_shape_.data(), batch_)});
   }
 
-  // Rows know nothing of each other; but a reduction, class weights and numbers belong to one call.
+  bool has_rows(const Member& member) const {
+    const bool has_row_axes = member.view.own_ndim() == own_ndim_ - 1;
+    return member.field.kind == Kind::kFull || (member.field.kind == Kind::kRows && has_row_axes);
+  }
+
+  // Rows know nothing of each other; but a reduction, class weights, numbers, and one gamma's derivative belong
+  // to one call.
   bool can_be_one_problem() const {
     if (problem_.reduction != GCE_REDUCTION_NONE) return false;
-    return std::none_of(members_.begin(), members_.end(), [](const Member& member) {
-      const bool of_rows = member.field.kind == Kind::kLogits || member.field.kind == Kind::kRows;
-      return !of_rows && member.view.is_mapped();
+    return std::all_of(members_.begin(), members_.end(), [this](const Member& member) {
+      if (has_rows(member)) return true;
+      const bool is_row_option =
+          member.field.kind == Kind::kRows && member.field.array != &gce_problem::gamma_grad;
+      return is_row_option || !member.view.is_mapped();
     });
   }
 
   // vmap's axes are axes of rows: those of one problem.
   void run_whole() {
     const std::vector<int64_t> first(batch_shape_.size(), 0);
-    const View& targets = members_[1].view;
     for (Member& member : members_) {
-      const Kind kind = member.field.kind;
-      const bool has_rows = kind == Kind::kLogits ||
-                            (kind == Kind::kRows && member.view.own_ndim() == targets.own_ndim());
-      if (!has_rows && !member.view.is_mapped()) {
+      if (!has_rows(member) && !member.view.is_mapped()) {
         set(member.field, member.view.at(first.data()));
         continue;
       }
-      if (!has_rows) member.view.broadcast_like(targets);
+      if (!has_rows(member)) member.view.append_axes(row_shape_);
       set(member.field, member.view.whole());
     }
     problem_.axis += batch_;
@@ -180,38 +187,9 @@ class Call {
   int64_t own_ndim_ = 0;
   int32_t batch_ = 0;
   std::vector<int64_t> batch_shape_;
+  std::vector<int64_t> row_shape_;
   std::vector<Member> members_;
 };
-
-void run_loss(const CallFrame& frame) {
-  check_frame(frame);
-  Call(frame).run();
-}
-
-// Arguments: log-probabilities and gamma of one shape, and float dtypes of their own; result: like the former.
-void run_gamma_grad(const CallFrame& frame) {
-  check_frame(frame);
-  const Buffer& log_p = argument(frame, 0);
-  const Buffer& gamma = argument(frame, 1);
-  const Buffer& grad = result(frame, 0);
-  int64_t size = 1;
-  for (int64_t d = 0; d < log_p.rank; ++d) size *= log_p.dims[d];
-  // The core takes gamma in double alone.
-  std::vector<double> wide;
-  if (dtype_of(gamma) == GCE_FLOAT32) {
-    const auto* values = static_cast<const float*>(data_of(gamma));
-    wide.assign(values, values + size);
-  }
-  const void* gammas = wide.empty() ? data_of(gamma) : wide.data();
-  char* const args[] = {static_cast<char*>(data_of(log_p)),
-                        const_cast<char*>(static_cast<const char*>(gammas)),  // only read
-                        static_cast<char*>(data_of(grad))};
-  const auto dtype = static_cast<gce_dtype>(dtype_of(log_p));
-  const int64_t width = dtype == GCE_FLOAT64 ? sizeof(double) : sizeof(float);
-  const int64_t strides[] = {width, sizeof(double), width};
-  int64_t out_of_range = 0;
-  check(gce_pointwise(GCE_POINTWISE_GAMMA_GRAD, dtype, size, args, strides, &out_of_range));
-}
 
 // XLA asks each handler for its version, by a call with this extension, when it is registered. It refuses what it
 // does not support; an older one than ours is told its own version, as what is used here is the same in it. (Up to
@@ -229,23 +207,15 @@ bool answer_metadata(const CallFrame& frame) {
   return true;
 }
 
-Error* handle(const CallFrame& frame, void (*action)(const CallFrame&)) {
-  if (answer_metadata(frame)) return nullptr;
-  return guarded(*frame.api, [&] { action(frame); });
-}
-
 }  // namespace
 }  // namespace gce_xla
 
-extern "C" {
-
-__attribute__((visibility("default"))) gce_xla::Error* gce_xla_loss(gce_xla::CallFrame* frame) {
-  return gce_xla::handle(*frame, gce_xla::run_loss);
-}
-
-__attribute__((visibility("default"))) gce_xla::Error* gce_xla_gamma_grad(
+extern "C" __attribute__((visibility("default"))) gce_xla::Error* gce_xla_loss(
     gce_xla::CallFrame* frame) {
-  return gce_xla::handle(*frame, gce_xla::run_gamma_grad);
+  using namespace gce_xla;
+  if (answer_metadata(*frame)) return nullptr;
+  return guarded(*frame->api, [&] {
+    check_frame(*frame);
+    Call(*frame).run();
+  });
 }
-
-}  // extern "C"

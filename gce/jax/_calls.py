@@ -1,4 +1,4 @@
-"""The custom calls of ``xla_ffi/``: their library, their registration, and how they are called."""
+"""The custom call of ``xla_ffi/``: its library, its registration, and how it is called."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Inputs", "Options", "call_gamma_grad", "call_loss"]
+__all__ = ["TARGET", "Inputs", "Options", "attributes_of", "call_loss"]
+
+TARGET = "gce_xla_loss"
 
 
 class Options(NamedTuple):
@@ -34,6 +36,7 @@ class Inputs(NamedTuple):
     sample_weight: Any = None
     label_smoothing: Any = None
     z_loss: Any = None
+    softcap: Any = None
     normalizer: Any = None
     grad_output: Any = None
 
@@ -44,45 +47,49 @@ def _register() -> None:
     if not path.is_file():
         raise ImportError(f"{path} is missing: gce was built without its library for jax")
     library = ctypes.CDLL(str(path))
-    for name in ("gce_xla_loss", "gce_xla_gamma_grad"):
-        handler = jax.ffi.pycapsule(getattr(library, name))
-        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    handler = jax.ffi.pycapsule(library.gce_xla_loss)
+    jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
 
 
 _register()
 
 
+def attributes_of(options: Options, ndim: int) -> dict[str, Any]:
+    """Attributes of a custom call with logits of this rank; integers are 64-bit ones there."""
+    return {
+        "ndim": np.int64(ndim),
+        "axis": np.int64(options.axis),
+        "reduction": options.reduction,
+        "value": options.value,
+        "has_ignore_index": np.int64(options.ignore_index is not None),
+        "ignore_index": np.int64(options.ignore_index or 0),
+    }
+
+
 def call_loss(options: Options, outputs: tuple[str, ...], inputs: Inputs) -> tuple[Any, ...]:
-    """Those of ``loss``, ``grad`` and ``target_log_prob`` that `outputs` names, in one pass."""
-    logits, targets = inputs.logits, inputs.targets
+    """Those of ``loss``, ``grad`` and ``gamma_grad`` that `outputs` names, in one pass."""
+    logits = inputs.logits
     wide = jnp.promote_types(logits.dtype, jnp.float32)
-    rows = jax.ShapeDtypeStruct(targets.shape, wide)
+    rows = logits.shape[: options.axis] + logits.shape[options.axis + 1 :]
     results = {
-        "loss": rows if options.reduction == "none" else jax.ShapeDtypeStruct((), wide),
+        "loss": jax.ShapeDtypeStruct(rows if options.reduction == "none" else (), wide),
         "grad": jax.ShapeDtypeStruct(logits.shape, logits.dtype),
-        "target_log_prob": rows,
+        # The core has it in float64, even where jax has not: it is converted below.
+        "gamma_grad": jax.ShapeDtypeStruct(inputs.gamma.shape, np.dtype(np.float64)),
     }
     given = {name: array for name, array in inputs._asdict().items() if array is not None}
     # vmap puts an axis before those of every array, of length 1 where it is not mapped over.
     call = jax.ffi.ffi_call(
-        "gce_xla_loss", tuple(results[name] for name in outputs), vmap_method="expand_dims"
+        TARGET, tuple(results[name] for name in outputs), vmap_method="expand_dims"
     )
-    found: tuple[Any, ...] = call(
+    found = call(
         *given.values(),
         arguments=",".join(given),
         results=",".join(outputs),
-        ndim=np.int64(logits.ndim),
-        axis=np.int64(options.axis),
-        reduction=options.reduction,
-        value=options.value,
-        has_ignore_index=np.int64(options.ignore_index is not None),
-        ignore_index=np.int64(options.ignore_index or 0),
+        **attributes_of(options, logits.ndim),
     )
-    return found
-
-
-def call_gamma_grad(log_p: Any, gamma: Any) -> Any:
-    """`gce.gamma_grad` of arrays of the same shape, float32 or float64."""
-    result = jax.ShapeDtypeStruct(log_p.shape, log_p.dtype)
-    call = jax.ffi.ffi_call("gce_xla_gamma_grad", result, vmap_method="broadcast_all")
-    return call(log_p, gamma)
+    narrow = jnp.promote_types(inputs.gamma.dtype, wide)
+    return tuple(
+        jax.lax.convert_element_type(array, narrow) if name == "gamma_grad" else array
+        for name, array in zip(outputs, found, strict=True)
+    )

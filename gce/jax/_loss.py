@@ -13,12 +13,13 @@ from jax.custom_derivatives import SymbolicZero
 from gce import _native
 from gce._types import Reduction, Value
 from gce.jax._calls import Inputs, Options, call_loss
-from gce.jax._gamma import gamma_gradient
+from gce.jax._hvp import hessian_product
 
 __all__ = ["gamma_cross_entropy"]
 
-NUMBERS = ("label_smoothing", "z_loss", "normalizer")
-DIFFERENTIABLE = ("logits", "gamma")
+NUMBERS = ("label_smoothing", "z_loss", "softcap", "normalizer")
+GRADS = {"logits": "grad", "gamma": "gamma_grad"}  # what can be differentiated, and its gradient
+NOTHING = Inputs(*(None for _ in Inputs._fields))
 
 
 def gamma_cross_entropy(
@@ -33,11 +34,12 @@ def gamma_cross_entropy(
     ignore_index: int | None = -100,
     label_smoothing: Any = 0.0,
     z_loss: Any = 0.0,
+    softcap: Any = None,
     reduction: Reduction = "mean",
     normalizer: Any = None,
     axis: int = -1,
 ) -> Any:
-    """The γ-cross-entropy of index targets, for jax: `gce.loss`, and its gradient under `jax.grad`.
+    """The γ-cross-entropy, for jax: `gce.loss`, and its gradient under `jax.grad`.
 
     For a row with logits z, target y, q = softmax(z) and p = q[y]::
 
@@ -48,8 +50,10 @@ def gamma_cross_entropy(
     ----------
     logits : array of float16, bfloat16, float32 or float64
         Any shape with at least one axis.
-    targets : array of int
-        Class of each row: the shape of `logits` without the class axis, any integer dtype.
+    targets : array of int, or of float
+        Class of each row: the shape of `logits` without the class axis, any integer dtype. Or
+        probabilities: a float dtype, the shape of `logits`; "the shape of `targets`" below is then
+        that without the class axis.
     gamma : float or array of float
         0 <= gamma <= 1: a scalar, or one per row (the shape of `targets`).
     threshold : float or array of float, default 0.0
@@ -66,6 +70,8 @@ def gamma_cross_entropy(
         The part of each row's loss that is spread over all classes, 0 to 1.
     z_loss : float, default 0.0
         lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss.
+    softcap : float, default None
+        kappa > 0: logits become ``kappa tanh(logits / kappa)`` first.
     reduction : {"mean", "sum", "none"}, default "mean"
         What is made of the rows' losses.
     normalizer : float, default None
@@ -89,7 +95,7 @@ def gamma_cross_entropy(
     IndexError
         A target is neither a class nor `ignore_index`.
     NotImplementedError
-        A second derivative.
+        A second derivative that involves `gamma`, or a third one.
     jax.errors.JaxRuntimeError
         What is wrong with values that only the running program knows (jax arrays, not numpy's, nor
         numbers): INVALID_ARGUMENT, with the same text.
@@ -110,7 +116,11 @@ def gamma_cross_entropy(
     row in each call) all of them are one problem; otherwise the custom call has a loop.
 
     The call runs on XLA's own threads; no result depends on their number. On other platforms than
-    CPU it is not there. Forward-mode derivatives are not supported.
+    CPU it is not there.
+
+    The gradient can be differentiated with respect to `logits` in forward and in reverse mode, by
+    the core's product of the Hessian with a vector (`gce.hvp`): `jax.jvp` of `jax.grad`,
+    `jax.hessian`, `jax.grad` of a function of `jax.grad`. The loss itself has no forward mode.
 
     Examples
     --------
@@ -133,6 +143,7 @@ def gamma_cross_entropy(
         "sample_weight": sample_weight,
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
+        "softcap": softcap,
         "normalizer": normalizer,
     }
     _native.check_arguments(
@@ -193,17 +204,40 @@ def _as_real(name: str, given: Any) -> Any:
 # --- derivatives ----------------------------------------------------------------------------------
 
 
-def _fail_second_derivative(
-    options: Options, outputs: tuple[str, ...], primals: Any, tangents: Any
-) -> Any:
-    raise NotImplementedError(
-        "gce.jax.gamma_cross_entropy has first derivatives only: "
-        "its gradient cannot be differentiated"
-    )
+def _call_jvp(
+    options: Options, outputs: tuple[str, ...], primals: tuple[Inputs], tangents: tuple[Inputs]
+) -> tuple[Any, Any]:
+    """Differentiate a call: in `logits` by the Hessian; its gradients are linear in `grad_output`."""
+    (inputs,), (slopes,) = primals, tangents
+    moving = {
+        name
+        for name, slope in slopes._asdict().items()
+        if slope is not None and not isinstance(slope, SymbolicZero)
+    }
+    if moving - {"logits", "grad_output"} or ("logits" in moving and "gamma_grad" in outputs):
+        raise NotImplementedError(
+            "gamma_cross_entropy has second derivatives with respect to logits alone, "
+            f"not gamma: found one of {', '.join(outputs)} in {', '.join(sorted(moving))}"
+        )
+    found = dict(zip(outputs, _call(options, outputs, inputs), strict=True))
+    found_slopes = {name: jnp.zeros_like(array) for name, array in found.items()}
+    if "logits" in moving and "loss" in outputs:
+        grad = found["grad"] if "grad" in outputs else _call(options, ("grad",), inputs)[0]
+        wide = found["loss"].dtype
+        axis = options.axis if options.reduction == "none" else None
+        product = grad.astype(wide) * slopes.logits.astype(wide)
+        found_slopes["loss"] += product.sum(axis)
+    if "logits" in moving and "grad" in outputs:
+        found_slopes["grad"] += hessian_product(options, inputs, slopes.logits)
+    if "grad_output" in moving:
+        scaled = _call(options, outputs, inputs._replace(grad_output=slopes.grad_output))
+        for name, slope in zip(outputs, scaled, strict=True):
+            found_slopes[name] += slope
+    return tuple(found.values()), tuple(found_slopes.values())
 
 
 _call = jax.custom_jvp(call_loss, nondiff_argnums=(0, 1))
-_call.defjvp(_fail_second_derivative)
+_call.defjvp(_call_jvp, symbolic_zeros=True)
 
 
 def _loss_alone(options: Options, inputs: Inputs) -> Any:
@@ -220,15 +254,12 @@ def _forward(options: Options, primals: Inputs) -> tuple[Any, Any]:
         if primal is not None and primal.perturbed
     }
     _check_differentiable(options, wanted)
-    is_kept = options.reduction != "none" and inputs.logits.dtype != jnp.float16
-    outputs: tuple[str, ...] = ("loss",)
-    outputs += ("grad",) if "logits" in wanted and is_kept else ()
-    outputs += ("target_log_prob",) if "gamma" in wanted else ()
-    found = dict(zip(outputs, _call(options, outputs, inputs), strict=True))
-    loss = found.pop("loss")
-    if "logits" not in wanted or "grad" in found:
-        inputs = inputs._replace(logits=None)  # their memory is needed no more
-    return loss, (inputs, found)
+    grads = [grad for name, grad in GRADS.items() if name in wanted]
+    if options.reduction == "none" or inputs.logits.dtype == jnp.float16:
+        return _loss_alone(options, inputs), (inputs, dict.fromkeys(grads))
+    loss, *made = _call(options, ("loss", *grads), inputs)
+    # The other arrays' memory is needed no more.
+    return loss, (NOTHING._replace(gamma=inputs.gamma), dict(zip(grads, made, strict=True)))
 
 
 def _is_primal(leaf: Any) -> bool:
@@ -236,7 +267,7 @@ def _is_primal(leaf: Any) -> bool:
 
 
 def _check_differentiable(options: Options, wanted: set[str]) -> None:
-    for name in sorted(wanted - set(DIFFERENTIABLE)):
+    for name in sorted(wanted - set(GRADS)):
         raise TypeError(
             f"gamma_cross_entropy is not differentiable with respect to {name}, "
             "expected logits or gamma: jax.lax.stop_gradient makes a constant of it"
@@ -249,19 +280,23 @@ def _check_differentiable(options: Options, wanted: set[str]) -> None:
 
 
 def _backward(options: Options, residuals: Any, grad_output: Any) -> tuple[Inputs]:
-    inputs, found = residuals
-    nothing = Inputs(*(None for _ in Inputs._fields))
-    if isinstance(grad_output, SymbolicZero):
-        return (nothing,)
-    grad = gamma_grad = None
-    if "grad" in found:
-        kept = found["grad"]
-        grad = (kept.astype(grad_output.dtype) * grad_output).astype(kept.dtype)
-    elif inputs.logits is not None:
-        (grad,) = _call(options, ("grad",), inputs._replace(grad_output=grad_output))
-    if "target_log_prob" in found:
-        gamma_grad = gamma_gradient(options, inputs, found["target_log_prob"], grad_output)
-    return (nothing._replace(logits=grad, gamma=gamma_grad),)
+    inputs, grads = residuals
+    if isinstance(grad_output, SymbolicZero) or not grads:
+        return (NOTHING,)
+    if inputs.logits is not None:
+        made = _call(options, tuple(grads), inputs._replace(grad_output=grad_output))
+        grads = dict(zip(grads, made, strict=True))
+    else:
+        grads = {name: _product(grad, grad_output) for name, grad in grads.items()}
+    of_gamma = grads.get("gamma_grad")
+    if of_gamma is not None:
+        of_gamma = of_gamma.astype(inputs.gamma.dtype)
+    return (NOTHING._replace(logits=grads.get("grad"), gamma=of_gamma),)
+
+
+def _product(grad: Any, factor: Any) -> Any:
+    wide = jnp.promote_types(grad.dtype, factor.dtype)
+    return (grad.astype(wide) * factor).astype(grad.dtype)
 
 
 _loss = jax.custom_vjp(_loss_alone, nondiff_argnums=(0,))
