@@ -98,7 +98,8 @@ def gamma_cross_entropy(
         A second derivative that involves `gamma`, or a third one.
     jax.errors.JaxRuntimeError
         What is wrong with values that only the running program knows (jax arrays, not numpy's, nor
-        numbers): INVALID_ARGUMENT, with the same text.
+        numbers): INVALID_ARGUMENT, with the same text. (A ValueError, where jax's fast path calls a
+        program that has run before.)
 
     Notes
     -----
@@ -207,33 +208,41 @@ def _as_real(name: str, given: Any) -> Any:
 def _call_jvp(
     options: Options, outputs: tuple[str, ...], primals: tuple[Inputs], tangents: tuple[Inputs]
 ) -> tuple[Any, Any]:
-    """Differentiate a call: in `logits` by the Hessian; its gradients are linear in `grad_output`."""
+    """Differentiate a call: loss by gradient, gradient by Hessian, and that in `grad_output`."""
     (inputs,), (slopes,) = primals, tangents
     moving = {
         name
         for name, slope in slopes._asdict().items()
         if slope is not None and not isinstance(slope, SymbolicZero)
     }
-    if moving - {"logits", "grad_output"} or ("logits" in moving and "gamma_grad" in outputs):
+    if moving - {"logits", "grad_output"} or "gamma_grad" in outputs:
         raise NotImplementedError(
             "gamma_cross_entropy has second derivatives with respect to logits alone, "
-            f"not gamma: found one of {', '.join(outputs)} in {', '.join(sorted(moving))}"
+            "not with one of them with respect to gamma"
         )
     found = dict(zip(outputs, _call(options, outputs, inputs), strict=True))
     found_slopes = {name: jnp.zeros_like(array) for name, array in found.items()}
-    if "logits" in moving and "loss" in outputs:
+    if "loss" in outputs:
         grad = found["grad"] if "grad" in outputs else _call(options, ("grad",), inputs)[0]
         wide = found["loss"].dtype
         axis = options.axis if options.reduction == "none" else None
         product = grad.astype(wide) * slopes.logits.astype(wide)
-        found_slopes["loss"] += product.sum(axis)
-    if "logits" in moving and "grad" in outputs:
-        found_slopes["grad"] += hessian_product(options, inputs, slopes.logits)
-    if "grad_output" in moving:
-        scaled = _call(options, outputs, inputs._replace(grad_output=slopes.grad_output))
-        for name, slope in zip(outputs, scaled, strict=True):
-            found_slopes[name] += slope
+        found_slopes["loss"] = product.sum(axis)
+    if "grad" in outputs and "logits" in moving:
+        found_slopes["grad"] = hessian_product(options, inputs, slopes.logits)
+    if "grad" in outputs and "grad_output" in moving:
+        found_slopes["grad"] += _along_upstream(options, inputs, slopes.grad_output)
     return tuple(found.values()), tuple(found_slopes.values())
+
+
+def _along_upstream(options: Options, inputs: Inputs, slope: Any) -> Any:
+    """The gradient for the upstream gradient `slope`, as a product that jax can transpose."""
+    logits = inputs.logits
+    # In 16 bits the gradient would be rounded twice.
+    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    (grad,) = _call(options, ("grad",), inputs._replace(logits=wide, grad_output=None))
+    factor = jnp.expand_dims(slope, options.axis) if options.reduction == "none" else slope
+    return (grad * factor).astype(logits.dtype)
 
 
 _call = jax.custom_jvp(call_loss, nondiff_argnums=(0, 1))
@@ -274,8 +283,8 @@ def _check_differentiable(options: Options, wanted: set[str]) -> None:
         )
     if "gamma" in wanted and options.value == "surrogate":
         raise ValueError(
-            'value = "surrogate" holds its weight constant, expected "primitive" '
-            "for a derivative with respect to gamma"
+            'value = "surrogate", expected "primitive" for a derivative in gamma: the surrogate\'s '
+            "weight, all of it that depends on gamma, counts as a constant"
         )
 
 
