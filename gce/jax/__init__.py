@@ -1,7 +1,7 @@
 """The γ-cross-entropy as a function of jax: under `jax.jit`, `jax.grad` and `jax.vmap`, on CPU.
 
 `gamma_cross_entropy` is a custom call of XLA that works on XLA's own buffers and threads, with the
-core that `gce.loss_and_grad` uses, bit for bit.
+core that `gce.loss_and_grad` and `gce.hvp` use, bit for bit.
 
 `import gce` does not import jax; this module does, and needs jax 0.5 or newer
 (``pip install 'gamma-ce[jax]'``).
