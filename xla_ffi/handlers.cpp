@@ -207,15 +207,18 @@ bool answer_metadata(const CallFrame& frame) {
   return true;
 }
 
+Error* handle(const CallFrame& frame) {
+  if (answer_metadata(frame)) return nullptr;
+  return guarded(*frame.api, [&] {
+    check_frame(frame);
+    Call(frame).run();
+  });
+}
+
 }  // namespace
 }  // namespace gce_xla
 
 extern "C" __attribute__((visibility("default"))) gce_xla::Error* gce_xla_loss(
     gce_xla::CallFrame* frame) {
-  using namespace gce_xla;
-  if (answer_metadata(*frame)) return nullptr;
-  return guarded(*frame->api, [&] {
-    check_frame(*frame);
-    Call(*frame).run();
-  });
+  return gce_xla::handle(*frame);
 }

@@ -71,7 +71,7 @@ bool schedule(const CallFrame& frame, const Shared& workers) {
   args.task = run_task;
   args.data = data.get();
   if (!succeeded(frame, frame.api->ThreadPool_Schedule()(&args))) return false;
-  data.release();
+  static_cast<void>(data.release());  // the task's from here on
   return true;
 }
 
