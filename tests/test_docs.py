@@ -222,7 +222,7 @@ def test_the_native_options_are_those_of_the_signatures():
     functions = {
         name: inspect.signature(item).parameters.values()
         for name, item in vars(_native).items()
-        if getattr(item, "__text_signature__", None)
+        if getattr(item, "__text_signature__", None) and name != "check_arguments"  # that of loss
     }
     taken = {
         name: {p.name: text_of(p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -108,6 +108,7 @@ class Call {
     problem_.reduction = reduction;
     problem_.value = value;
     problem_.axis = static_cast<int32_t>(integer_of(attributes, "axis"));
+    problem_.shift = static_cast<int32_t>(integer_of(attributes, "shift"));
     problem_.has_ignore_index = static_cast<int32_t>(integer_of(attributes, "has_ignore_index"));
     problem_.ignore_index = integer_of(attributes, "ignore_index");
     own_ndim_ = integer_of(attributes, "ndim");

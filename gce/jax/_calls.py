@@ -23,6 +23,7 @@ class Options(NamedTuple):
     reduction: str
     value: str
     ignore_index: int | None
+    shift: int
 
 
 class Inputs(NamedTuple):
@@ -59,6 +60,7 @@ def attributes_of(options: Options, ndim: int) -> dict[str, Any]:
     return {
         "ndim": np.int64(ndim),
         "axis": np.int64(options.axis),
+        "shift": np.int64(options.shift),
         "reduction": options.reduction,
         "value": options.value,
         "has_ignore_index": np.int64(options.ignore_index is not None),

@@ -35,6 +35,7 @@ def gamma_cross_entropy(
     label_smoothing: Any = 0.0,
     z_loss: Any = 0.0,
     softcap: Any = None,
+    shift: int = 0,
     reduction: Reduction = "mean",
     normalizer: Any = None,
     axis: int = -1,
@@ -72,6 +73,9 @@ def gamma_cross_entropy(
         lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss.
     softcap : float, default None
         kappa > 0: logits become ``kappa tanh(logits / kappa)`` first.
+    shift : int, default 0
+        Row t along the last axis of rows predicts target t + shift, as causal language models do
+        with token ids (1); what there is one of per row stands where the target is.
     reduction : {"mean", "sum", "none"}, default "mean"
         What is made of the rows' losses.
     normalizer : float, default None
@@ -103,8 +107,8 @@ def gamma_cross_entropy(
 
     Notes
     -----
-    All options but `value`, `ignore_index`, `reduction` and `axis` may be traced: new values of
-    them, of `gamma` above all, compile nothing anew. Numbers are float32 unless
+    All options but `value`, `ignore_index`, `shift`, `reduction` and `axis` may be traced: new
+    values of them, of `gamma` above all, compile nothing anew. Numbers are float32 unless
     ``jax_enable_x64`` is set, as everywhere in jax.
 
     Where the loss is differentiated, loss and gradient are made in one pass, and the gradient is
@@ -151,6 +155,7 @@ def gamma_cross_entropy(
         **{name: _as_checked(name, array) for name, array in given.items()},
         value=value,
         ignore_index=ignore_index,
+        shift=shift,
         reduction=reduction,
         axis=axis,
     )
@@ -169,6 +174,7 @@ def gamma_cross_entropy(
         reduction=str(reduction),
         value=str(value),
         ignore_index=None if ignore_index is None else operator.index(ignore_index),
+        shift=operator.index(shift),
     )
     divisor_is_1 = weight is None and sample_weight is None and normalizer is None
     if ndim == 1 and (options.reduction == "sum" or divisor_is_1):
@@ -227,7 +233,7 @@ def _call_jvp(
         wide = found["loss"].dtype
         axis = options.axis if options.reduction == "none" else None
         product = grad.astype(wide) * slopes.logits.astype(wide)
-        found_slopes["loss"] = product.sum(axis)
+        found_slopes["loss"] = _shifted(options, product.sum(axis), options.shift)
     if "grad" in outputs and "logits" in moving:
         found_slopes["grad"] = hessian_product(options, inputs, slopes.logits)
     if "grad" in outputs and "grad_output" in moving:
@@ -241,8 +247,14 @@ def _along_upstream(options: Options, inputs: Inputs, slope: Any) -> Any:
     # In 16 bits the gradient would be rounded twice.
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     (grad,) = _call(options, ("grad",), inputs._replace(logits=wide, grad_output=None))
-    factor = jnp.expand_dims(slope, options.axis) if options.reduction == "none" else slope
-    return (grad * factor).astype(logits.dtype)
+    if options.reduction == "none":
+        slope = jnp.expand_dims(_shifted(options, slope, -options.shift), options.axis)
+    return (grad * slope).astype(logits.dtype)
+
+
+def _shifted(options: Options, rows: Any, by: int) -> Any:
+    """Move what is at the targets to the rows that predict them, or back. What comes round is 0."""
+    return rows if by == 0 or options.reduction != "none" else jnp.roll(rows, by, axis=-1)
 
 
 _call = jax.custom_jvp(call_loss, nondiff_argnums=(0, 1))

@@ -70,6 +70,7 @@ def options_of(targets: np.ndarray, classes: int) -> dict[str, dict[str, Any]]:
         "threshold per row": {"threshold": rows},
         "nothing ignored": {"ignore_index": None},
         "another ignored": {"ignore_index": 1},
+        "shifted": {"shift": 2},
         "all": each,
     }
 
