@@ -65,14 +65,13 @@ void run_task(void* data) {
 
 // False if the pool does not take it.
 bool schedule(const CallFrame& frame, const Shared& workers) {
-  auto data = std::make_unique<Shared>(workers);
   auto args = sized<ThreadPoolScheduleArgs>();
   args.context = frame.context;
   args.task = run_task;
-  args.data = data.get();
-  if (!succeeded(frame, frame.api->ThreadPool_Schedule()(&args))) return false;
-  static_cast<void>(data.release());  // the task's from here on
-  return true;
+  args.data = new Shared(workers);  // the task's
+  if (succeeded(frame, frame.api->ThreadPool_Schedule()(&args))) return true;
+  delete static_cast<Shared*>(args.data);
+  return false;
 }
 
 }  // namespace
