@@ -100,13 +100,13 @@ dist: $(VENV)/.dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) $(VENV)-onnxruntime-* $(VENV)-ort-training build dist *.egg-info gce/*.so gce/onnx/*.so
+	rm -rf $(VENV) $(VENV)-onnxruntime-* $(VENV)-ort-training build dist *.egg-info gce/*.so gce/jax/*.so gce/onnx/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environment: one stamp file for each set of packages ---------------------------------------
 # The order-only prerequisites (after |) form a chain, so that no two pips run at once under -j.
 
-NATIVE := $(shell find native onnx_ops -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
+NATIVE := $(shell find native onnx_ops xla_ffi -name '*.h' -o -name '*.cpp') setup.py pyproject.toml
 
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)
@@ -147,7 +147,7 @@ $(VENV)-ort-training/.ready: pyproject.toml | $(VENV)/.pip
 
 # --- checks -------------------------------------------------------------------------------------
 
-CPP := $(shell find native onnx_ops tests -name '*.h' -o -name '*.cpp' -o -name '*.c')
+CPP := $(shell find native onnx_ops xla_ffi tests -name '*.h' -o -name '*.cpp' -o -name '*.c')
 
 # Tests pass wrong arguments on purpose, and keep options of all types in dicts.
 LOOSE := --config-file= --ignore-missing-imports --check-untyped-defs \
@@ -166,7 +166,7 @@ check: $(VENV)/.dev $(VENV)/.native
 
 # A stamp for each file that this machine compiles (the build listed them): only what changed is
 # analysed again. Headers are covered through the files that include them.
-COMPILED = $(filter $(CPP),$(shell grep -soE '(native|onnx_ops)/[^"]*\.cpp' build/compile_commands.json))
+COMPILED = $(filter $(CPP),$(shell grep -soE '(native|onnx_ops|xla_ffi)/[^"]*\.cpp' build/compile_commands.json))
 tidy: $(patsubst %,build/tidy/%.ok,$(sort $(COMPILED)))
 build/tidy/%.ok: % .clang-tidy $(NATIVE)
 	$(BIN)/clang-tidy --quiet -p build $<

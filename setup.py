@@ -92,11 +92,12 @@ def host_flags(library: str, version: str) -> tuple[str, ...]:
     return (*flags, *system, f'-DGCE_VERSION="{version}"')
 
 
-# Each library: its sources, and the only symbols that it may export. The second is no extension
-# module: ONNX Runtime loads it by its path, whatever the interpreter.
+# Each library: its sources, and the only symbols that it may export. Only the first is an extension
+# module: ONNX Runtime and XLA call the others, loaded by their paths, whatever the interpreter.
 LIBRARIES = [
     Extension("gce._native", glob("native/python/*.cpp"), export_symbols=["PyInit__native"]),
     Extension("gce.onnx.libgce_ort", glob("onnx_ops/*.cpp"), export_symbols=["RegisterCustomOps"]),
+    Extension("gce.jax.libgce_xla", glob("xla_ffi/*.cpp"), export_symbols=["gce_xla_loss"]),
 ]
 
 
@@ -173,7 +174,7 @@ class BuildNative(build_ext):
         super().build_extension(linked)
 
     def kept(self, ext: Extension) -> list[str]:
-        """Linker flags against unloading: what ONNX Runtime holds of its library has no end."""
+        """Linker flags against unloading: what a runtime holds of its library has no end."""
         is_elf = not self.plat_name.startswith("macosx")
         return ["-Wl,-z,nodelete"] if is_elf and ext.name != "gce._native" else []
 

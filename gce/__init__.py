@@ -4,8 +4,8 @@ One number gamma leads from cross-entropy (0) to smooth accuracy (1). `loss` and
 work on logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on
 log-probabilities; `row_stats` tells what a batch's rows look like, `loss_gamma_grad` how the loss
 changes with gamma, `hvp` how the gradient changes with the logits. `schedules` anneal gamma,
-`presets` holds published settings, `onnx` is the same loss inside ONNX models, and `reference` the
-same in plain numpy.
+`presets` holds published settings, `onnx` is the same loss inside ONNX models, `jax` inside
+programs of jax, and `reference` the same in plain numpy.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a module when it is first asked for that not everybody needs."""
-    if name in ("onnx", "reference", "shards"):
+    if name in ("jax", "onnx", "reference", "shards"):
         return importlib.import_module(f"gce.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -522,6 +522,26 @@ def set_num_threads(num_threads: int) -> None: ...
 __pyx_capi__: dict[str, object]  # capsules
 
 def options() -> list[tuple[str, str, str, str, list[str]]]: ...
+def check_arguments(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    shift: int = 0,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    return_stats: bool = False,
+    num_threads: int | None = None,
+) -> None: ...
 def isa_name() -> str: ...
 def available_isas() -> list[str]: ...
 def compiled_isas() -> list[str]: ...

@@ -120,9 +120,28 @@ def symbols(path, *options):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nm -D reads ELF")
-def test_extension_exports_its_init_function_alone():
-    exported = symbols(gce._native.__file__, "--dynamic", "--defined-only")
-    assert exported == [("T", "PyInit__native")]
+def test_libraries_export_what_setup_says_alone(setup):
+    package = Path(gce.__file__).parent
+    listed = {library.name: library.export_symbols for library in setup.LIBRARIES}
+    assert listed["gce._native"] == ["PyInit__native"]
+    for name, expected in listed.items():
+        (path,) = package.parent.glob(f"{name.replace('.', '/')}.*so")
+        exported = symbols(path, "--dynamic", "--defined-only")
+        assert sorted(exported) == [("T", symbol) for symbol in sorted(expected)], name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="readelf reads ELF")
+def test_libraries_that_runtimes_hold_stay_loaded_and_need_no_python(setup):
+    require(shutil.which("readelf"), "readelf is not installed")
+    for library in setup.LIBRARIES[1:]:
+        path = Path(gce.__file__).parent.parent / f"{library.name.replace('.', '/')}.so"
+        dynamic = run("readelf", "--dynamic", "--wide", path)
+        assert "NODELETE" in dynamic
+        needed = set(re.findall(r"Shared library: \[(\w+)", dynamic))
+        assert needed <= {"libstdc", "libgcc_s", "libc", "libm", "libpthread", "ld"}, library.name
+        taken = [name for _, name in symbols(path, "--dynamic", "--undefined-only")]
+        assert len(taken) > 10
+        assert [name for name in taken if re.match(r"_?Py|Ort|XLA|gce", name)] == []
 
 
 def cross_compiler(machine):
@@ -200,8 +219,13 @@ TINY = {
         '#include "gce/gce.h"\nextern "C" __attribute__((visibility("default")))\n'
         "int RegisterCustomOps() { return gce_tiny(1); }\n"
     ),
+    "xla_ffi/handlers.cpp": (
+        '#include "gce/gce.h"\nextern "C" __attribute__((visibility("default")))\n'
+        "int gce_xla_loss() { return gce_tiny(1); }\n"
+    ),
     "gce/__init__.py": "",
     "gce/demo/__init__.py": "",
+    "gce/jax/__init__.py": "",
     "gce/onnx/__init__.py": "",
     "README.md": "tiny\n",
     "LICENSE": "none\n",
@@ -247,8 +271,9 @@ def test_edits_rebuild_what_they_reach_and_nothing_else(setup, tmp_path):
         require(importlib.util.find_spec(name), f"{name} is not installed")
     isas = {isa.name for isa in setup.isas_for(platform.machine())}
     project = TinyProject(tmp_path, isas)
-    libraries = {"_native", "libgce_ort"}
-    everything = {"api", "module", "register", *libraries, *isas}
+    libraries = {"_native", "libgce_ort", "libgce_xla"}
+    sources = {"module", "register", "handlers"}
+    everything = {"api", *sources, *libraries, *isas}
     assert project.build() == everything
     assert project.build() == set()
     project.edit("native/core/kernels.inc.h")
@@ -256,7 +281,7 @@ def test_edits_rebuild_what_they_reach_and_nothing_else(setup, tmp_path):
     project.edit("native/core/simd/baseline.h")
     assert project.build() == {*libraries, "baseline"}
     project.edit("native/include/gce/gce.h")
-    assert project.build() == {*libraries, "api", "module", "register"}
+    assert project.build() == {*libraries, "api", *sources}
     project.edit("native/core/api.cpp")
     assert project.build() == {*libraries, "api"}
     project.edit("onnx_ops/register.cpp")
@@ -278,7 +303,7 @@ def test_warnings_are_errors_only_on_request(setup, tmp_path):
 def test_sdist_holds_all_that_a_build_and_the_tests_need(setup, tmp_path):
     wanted = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md"}
     wanted.add("gce/include/gce/gce.h")  # through a link, which the search does not follow
-    for folder in ("native", "onnx_ops", "gce", "tests"):
+    for folder in ("native", "onnx_ops", "xla_ffi", "gce", "tests"):
         for path in (ROOT / folder).rglob("*"):
             if (
                 path.is_file()
@@ -302,6 +327,6 @@ def test_compile_commands_are_written_for_tools(setup, tmp_path):
     commands = json.loads((tmp_path / "build/compile_commands.json").read_text())
     assert {entry["file"] for entry in commands} == {
         path.relative_to(tmp_path).as_posix()
-        for folder in ("native", "onnx_ops")
+        for folder in ("native", "onnx_ops", "xla_ffi")
         for path in (tmp_path / folder).rglob("*.cpp")
     }

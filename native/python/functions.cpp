@@ -148,6 +148,19 @@ PyObject* loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyObject* 
   return run_losses(&call);
 }
 
+// What `loss` would find wrong; another face of the core calls it before it knows the arrays' contents.
+PyObject* check_arguments(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
+  Call call;
+  call.parse("check_arguments", kLossFunction, args, positional, keywords);
+  call.look_at_inputs();
+  Output loss;
+  call.problem.loss = take_new_loss(&call, &loss);
+  gce_plan* plan = nullptr;
+  throw_if(gce_plan_create(&call.problem, 1, &plan));
+  gce_plan_finish(plan);
+  return Py_NewRef(Py_None);
+}
+
 PyObject* row_stats(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   Call call;
   call.parse("row_stats", kRowStats, args, positional, keywords);
@@ -232,14 +245,15 @@ std::string doc_of(const char* name, Takes takes, const FunctionDoc& doc) {
 
 void add_functions(PyObject* module) {
   prepare_keywords();
-  static const std::string docs[] = {
-      doc_of("loss", kLossFunction, kLossDoc),
-      doc_of("loss_and_grad", kLossAndGrad, kLossAndGradDoc),
-      doc_of("row_stats", kRowStats, kRowStatsDoc),
-      doc_of("loss_gamma_grad", kLossGammaGrad, kLossGammaGradDoc),
-      doc_of("hvp", kHvp, kHvpDoc),
-      doc_of("partial_stats", kPartialStats, kPartialStatsDoc),
-      doc_of("sharded_loss_and_grad", kShardedLoss, kShardedLossDoc)};
+  static const std::string docs[] = {doc_of("loss", kLossFunction, kLossDoc),
+                                     doc_of("loss_and_grad", kLossAndGrad, kLossAndGradDoc),
+                                     doc_of("row_stats", kRowStats, kRowStatsDoc),
+                                     doc_of("loss_gamma_grad", kLossGammaGrad, kLossGammaGradDoc),
+                                     doc_of("hvp", kHvp, kHvpDoc),
+                                     doc_of("partial_stats", kPartialStats, kPartialStatsDoc),
+                                     doc_of("sharded_loss_and_grad", kShardedLoss, kShardedLossDoc),
+                                     signature_of("check_arguments", kLossFunction) +
+                                         "\n--\n\nRaise what `loss` would raise (gce.jax)."};
   static PyMethodDef methods[] = {method<loss>("loss", docs[0]),
                                   method<loss_and_grad>("loss_and_grad", docs[1]),
                                   method<row_stats>("row_stats", docs[2]),
@@ -247,6 +261,7 @@ void add_functions(PyObject* module) {
                                   method<hvp>("hvp", docs[4]),
                                   method<partial_stats>("partial_stats", docs[5]),
                                   method<sharded_loss_and_grad>("sharded_loss_and_grad", docs[6]),
+                                  method<check_arguments>("check_arguments", docs[7]),
                                   {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(module, methods) < 0) throw PythonError();
 }
