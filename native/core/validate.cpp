@@ -163,34 +163,6 @@ int64_t number_of_classes(const gce_problem& p) {
   return p.shard == GCE_SHARD_NONE ? p.logits.shape[class_axis(p)] : p.all_classes;
 }
 
-void check_shard(const gce_problem& p, const gce_array& rows) {
-  if (p.shard == GCE_SHARD_NONE) return;
-  const int64_t classes = p.logits.shape[class_axis(p)];
-  if (p.first_class < 0 || p.all_classes - classes < p.first_class) {
-    fail(GCE_VALUE_ERROR, "first_class = ", p.first_class, " and num_classes = ", p.all_classes,
-         ", expected 0 <= first_class <= num_classes - ", classes, " for a slice of ", classes,
-         " classes");
-  }
-  if (are_probabilities(p)) {
-    fail(GCE_TYPE_ERROR, "targets has dtype ", name_of(p.targets.dtype),
-         ", expected an integer dtype for a slice of the classes");
-  }
-  if (p.softcap != 0.0) {
-    fail(GCE_VALUE_ERROR, "softcap = ", p.softcap,
-         ", expected none for a slice of the classes: cap its logits first");
-  }
-  const gce_array& stats = p.shard_stats;
-  bool same = stats.ndim == rows.ndim + 1 && stats.shape[rows.ndim] == GCE_SHARD_FIELDS;
-  for (int32_t d = 0; same && d < rows.ndim; ++d) same = stats.shape[d] == rows.shape[d];
-  if (!same) {
-    fail(GCE_VALUE_ERROR, "stats has shape ", shape_text(stats), ", expected that of targets, ",
-         shape_text(rows), ", and ", static_cast<int>(GCE_SHARD_FIELDS), " more");
-  }
-  if (stats.dtype != GCE_FLOAT64) {
-    fail(GCE_TYPE_ERROR, "stats has dtype ", name_of(stats.dtype), ", expected float64");
-  }
-}
-
 // What a Hessian is multiplied with.
 void check_vector(const gce_problem& p) {
   if (!is_given(p.vector)) {
@@ -242,7 +214,6 @@ void check_options(const gce_problem& p, const gce_array& rows) {
   }
   check_softcap(p.softcap);
   check_shift(p);
-  check_shard(p, rows);
   check_vector(p);
   if (p.has_normalizer) {
     if (p.reduction != GCE_REDUCTION_MEAN) {
@@ -282,6 +253,57 @@ void require_apart_from_options(const char* out_name, const gce_array& out, cons
   for (const RowOption& option : kRowOptions) {
     require_apart(out_name, out, option.name, p.*option.array);
   }
+}
+
+// The statistics of slices.
+void check_shard_stats(const gce_problem& p, const gce_array& rows) {
+  const gce_array& stats = p.shard_stats;
+  bool same = stats.ndim == rows.ndim + 1 && stats.shape[rows.ndim] == GCE_SHARD_FIELDS;
+  for (int32_t d = 0; same && d < rows.ndim; ++d) same = stats.shape[d] == rows.shape[d];
+  if (!same) {
+    fail(GCE_VALUE_ERROR, "stats has shape ", shape_text(stats), ", expected that of targets, ",
+         shape_text(rows), ", and ", static_cast<int>(GCE_SHARD_FIELDS), " more");
+  }
+  if (p.shard == GCE_SHARD_PARTIAL) {
+    require_output("stats", stats, GCE_FLOAT64, "");
+    require_apart("stats", stats, "logits", p.logits);
+    require_apart("stats", stats, "targets", p.targets);
+    require_apart("stats", stats, "weight", p.weight);
+  } else if (stats.dtype != GCE_FLOAT64) {
+    fail(GCE_TYPE_ERROR, "stats has dtype ", name_of(stats.dtype), ", expected float64");
+  }
+}
+
+void check_shard(const gce_problem& p, const gce_array& rows) {
+  if (p.shard == GCE_SHARD_NONE) return;
+  if (p.shard != GCE_SHARD_PARTIAL && p.shard != GCE_SHARD_MERGED) {
+    fail(GCE_VALUE_ERROR, "shard = ", p.shard, ", expected a gce_shard");
+  }
+  const int64_t classes = p.logits.shape[class_axis(p)];
+  const bool has_room = p.all_classes >= classes && p.all_classes <= kMostElements;
+  if (!has_room || p.first_class < 0 || p.first_class > p.all_classes - classes) {
+    fail(GCE_VALUE_ERROR, "first_class = ", p.first_class, " and num_classes = ", p.all_classes,
+         ", expected 0 <= first_class <= num_classes - ", classes, " for a slice of ", classes,
+         " classes");
+  }
+  if (are_probabilities(p)) {
+    fail(GCE_TYPE_ERROR, "targets has dtype ", name_of(p.targets.dtype),
+         ", expected an integer dtype for a slice of the classes");
+  }
+  if (p.softcap != 0.0) {
+    fail(GCE_VALUE_ERROR, "softcap = ", p.softcap,
+         ", expected none for a slice of the classes: cap its logits first");
+  }
+  if (is_given(p.vector)) {
+    fail(GCE_VALUE_ERROR, "vector is given, expected none for a slice of the classes");
+  }
+  bool wants_more = is_given(p.loss) || is_given(p.grad) || is_given(p.gamma_grad);
+  for (const RowOutput& output : kRowOutputs) wants_more = wants_more || is_given(p.*output.array);
+  if (p.shard == GCE_SHARD_PARTIAL && wants_more) {
+    fail(GCE_VALUE_ERROR,
+         "another output than shard_stats is given, expected none before slices are merged");
+  }
+  check_shard_stats(p, rows);
 }
 
 void check_grad(const gce_problem& p) {
@@ -481,6 +503,7 @@ void validate_arguments(const gce_problem& problem) {
   check_targets(problem);
   const RowShape rows(problem);
   check_options(problem, rows.array());
+  check_shard(problem, rows.array());
   check_outputs(problem, rows.array());
 }
 

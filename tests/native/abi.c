@@ -143,7 +143,9 @@ static void defaults(void) {
   CHECK(p.has_ignore_index == 0);
   CHECK(p.has_normalizer == 0);
   CHECK(p.label_smoothing == 0.0);
-  CHECK(p.z_loss == 0.0);
+  CHECK(p.z_loss == 0.0 && p.softcap == 0.0);
+  CHECK(p.shift == 0 && p.gauss_newton == 0 && p.shard == GCE_SHARD_NONE);
+  CHECK(p.vector.data == NULL && p.shard_stats.data == NULL);
   CHECK(p.logits.data == NULL && p.gamma.data == NULL && p.loss.data == NULL &&
         p.grad.data == NULL);
 }
@@ -241,6 +243,52 @@ static void errors(void) {
   p.logits.dtype = GCE_FLOAT32;
   CHECK(gce_run(&p) == GCE_OK);
   CHECK(!is_untouched(&b));
+  free_batch(&b);
+}
+
+/* What Python cannot ask for. */
+static void errors_of_products_and_shards(void) {
+  Batch b = new_batch(8, 10);
+  gce_problem p = problem_of(&b);
+  const int64_t shape[2] = {8, GCE_SHARD_FIELDS};
+  const int64_t strides[2] = {GCE_SHARD_FIELDS * sizeof(double), sizeof(double)};
+  double stats[8 * GCE_SHARD_FIELDS];
+  for (int i = 0; i < 8 * GCE_SHARD_FIELDS; ++i) stats[i] = -77.0;
+  p.gauss_newton = 1;
+  EXPECT_ERROR(GCE_VALUE_ERROR, "gauss_newton = 1, expected 0 where vector is missing");
+  p.gauss_newton = 0;
+  p.shard = 3;
+  EXPECT_ERROR(GCE_VALUE_ERROR, "shard = 3, expected a gce_shard");
+  p.shard = GCE_SHARD_MERGED;
+  p.all_classes = INT64_MIN;
+  EXPECT_ERROR(
+      GCE_VALUE_ERROR,
+      "first_class = 0 and num_classes = -9223372036854775808, expected 0 <= first_class <= "
+      "num_classes - 10 for a slice of 10 classes");
+  p.all_classes = 20;
+  EXPECT_ERROR(GCE_VALUE_ERROR, "stats has shape (), expected that of targets, (8,), and 10 more");
+  p.shard_stats = array_of(stats, GCE_FLOAT64, 2, shape, strides);
+  p.vector = p.logits;
+  EXPECT_ERROR(GCE_VALUE_ERROR, "vector is given, expected none for a slice of the classes");
+  p.vector.data = NULL;
+  p.softcap = 3.0;
+  EXPECT_ERROR(GCE_VALUE_ERROR,
+               "softcap = 3, expected none for a slice of the classes: cap its logits first");
+  p.softcap = 0.0;
+  p.shard = GCE_SHARD_PARTIAL;
+  EXPECT_ERROR(GCE_VALUE_ERROR,
+               "another output than shard_stats is given, expected none before slices are merged");
+  p.loss.data = p.grad.data = NULL;
+  p.shard_stats.readonly = 1;
+  EXPECT_ERROR(GCE_VALUE_ERROR, "stats is read-only, expected a writeable array");
+  p.shard_stats.readonly = 0;
+  b.targets[3] = 20;
+  EXPECT_ERROR(GCE_INDEX_ERROR, "targets[3] = 20, expected 0 <= target < 20");
+  CHECK(stats[0] == -77.0);
+  b.targets[3] = 19; /* in another slice */
+  CHECK(gce_run(&p) == GCE_OK);
+  CHECK(isinf(stats[3 * GCE_SHARD_FIELDS + GCE_SHARD_TARGET_LOGIT]));
+  CHECK(stats[GCE_SHARD_TARGET_LOGIT] == (double)b.logits[b.targets[0]]);
   free_batch(&b);
 }
 
@@ -517,6 +565,7 @@ static void isas(void) {
     results();
     statistics();
     errors();
+    errors_of_products_and_shards();
     losses_of_16_bits();
     pointwise();
     threads();
