@@ -231,11 +231,12 @@ def _log_s_star(gamma: Doubles, threshold: Doubles) -> Doubles:
     # 1 - bδ, which cancels for b near 1 and γ near 0, is (1 - b) + bγ.
     one_minus_b_delta = (1.0 - threshold) + threshold * gamma
     x = (1.0 - gamma) * (1.0 - threshold) / one_minus_b_delta  # 1 - γ/(1 - bδ)
+    x = np.where(threshold == 1.0, 0.0, x)  # at γ = 0 it is 0/0
     return np.where(x < 0.5, np.log1p(-x), np.log(gamma) - np.log(one_minus_b_delta))
 
 
 def log_t_star(gamma: Doubles, threshold: Doubles) -> Doubles:
-    """``log t*``, ``t* = bγ / (1 - bδ)``: below it the threshold acts. NaN at b = 1, γ = 0."""
+    """``log t*``, ``t* = bγ / (1 - bδ)``: below it the threshold acts."""
     return np.log(threshold) + _log_s_star(gamma, threshold)
 
 

@@ -67,8 +67,7 @@ inline F64 unthresholded_loss(const TargetProb& t, F64 log_p, F64 gamma) {
   return loss;
 }
 
-// The knee t* = b s, s = gamma + d t*. With c = 1 - b d: s = gamma / c = 1 - d (1 - b) / c. NaN at b = 1, gamma = 0, where
-// there is no tail.
+// The knee t* = b s, s = gamma + d t*. With c = 1 - b d: s = gamma / c = 1 - d (1 - b) / c; at b = 1 it is 1, whatever gamma.
 struct Knee {
   F64 s;
   F64 log_s;
@@ -76,13 +75,16 @@ struct Knee {
   F64 one_minus_p;
 };
 inline Knee knee_of(F64 gamma, F64 b) {
+  const F64 zero = broadcast(0.0);
   const F64 one = broadcast(1.0);
   const F64 half = broadcast(0.5);
-  const F64 c = mul_add(b, gamma, one - b);
-  const F64 one_minus_p = (one - b) / c;
+  const Mask64 is_one = b == one;  // c may be 0
+  const F64 c = select(is_one, one, mul_add(b, gamma, one - b));
+  const F64 one_minus_p = select(is_one, zero, (one - b) / c);
+  const F64 s = select(is_one, one, gamma / c);
   const F64 u = (one - gamma) * one_minus_p;
   const F64 log_s = select(u < half, log_one_minus(select(u < half, u, half)), log(gamma) - log(c));
-  return {gamma / c, log_s, log(b) + log_s, one_minus_p};
+  return {s, log_s, log(b) + log_s, one_minus_p};
 }
 
 // The primitive loss with threshold, for log_p = log p.
