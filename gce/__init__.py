@@ -5,7 +5,7 @@ work on logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` 
 log-probabilities; `row_stats` tells what a batch's rows look like, `loss_gamma_grad` how the loss
 changes with gamma, `hvp` how the gradient changes with the logits. `schedules` anneal gamma,
 `presets` holds published settings, `onnx` is the same loss inside ONNX models, `jax` inside
-programs of jax, and `reference` the same in plain numpy.
+programs of jax, `torch` for PyTorch, and `reference` the same in plain numpy.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from gce._types import LossStats, RowStats
 
 if TYPE_CHECKING:
     from gce import onnx, reference, shards
+    from gce import torch as torch
 
 __all__ = [
     "LossStats",
@@ -59,7 +60,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a module when it is first asked for that not everybody needs."""
-    if name in ("jax", "onnx", "reference", "shards"):
+    if name in ("jax", "onnx", "reference", "shards", "torch"):
         return importlib.import_module(f"gce.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

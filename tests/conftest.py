@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines import ENGINES, IN_PROCESS, Emulated, Engine, InProcess, emulated_engine, selected
+from support import require
 
 ERRORS = pytest.StashKey[dict[str, float]]()
 
@@ -54,6 +55,18 @@ def emulated() -> Iterator[Callable[[str], Emulated]]:
     yield get
     for engine in engines.values():
         engine.stop()
+
+
+@pytest.fixture
+def torch_on_one_thread() -> Iterator[None]:
+    """PyTorch, if it is installed, with one thread: small arrays are slower on more."""
+    from torch_problems import torch
+
+    require(torch, "torch is not installed")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

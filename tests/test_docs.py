@@ -31,6 +31,7 @@ MODULES = [
 ]
 MODULES += ["gce.onnx.training"] if importlib.util.find_spec("onnx_ad") else []
 MODULES += ["gce.jax"] if importlib.util.find_spec("jax") else []
+MODULES += ["gce.torch"] if importlib.util.find_spec("torch") else []
 NAMES = ("loss", "loss_and_grad", "row_stats", "loss_gamma_grad", "hvp")
 FUNCTIONS = {name: getattr(gce, name) for name in NAMES}
 SHARDED = {"partial_stats": gce.shards.partial_stats}
@@ -305,8 +306,8 @@ def test_marks_of_a_table_of_options_that_are_wrong(monkeypatch, text, message):
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     if not README.exists():
         pytest.skip("installed without README.md")
-    support.require(importlib.util.find_spec("onnx_ad"), "onnx-ad is not installed")
-    support.require(importlib.util.find_spec("jax"), "jax is not installed")
+    for package in ("onnx_ad", "jax", "torch"):
+        support.require(importlib.util.find_spec(package), f"{package} is not installed")
     monkeypatch.chdir(tmp_path)  # they write files
     text = README.read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

@@ -9,7 +9,14 @@ from onnx import TensorProto, defs
 
 from gce._onnx_library import DOMAIN, OP_TYPE
 
-__all__ = ["FLOATS", "INTEGERS", "VERSION", "register_schema", "tensor_type_name"]
+__all__ = [
+    "FLOATS",
+    "INTEGERS",
+    "VERSION",
+    "operator_schema",
+    "register_schema",
+    "tensor_type_name",
+]
 
 VERSION = 1
 FLOATS = ["tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)"]
@@ -59,20 +66,25 @@ def _attributes() -> list[defs.OpSchema.Attribute]:
     ]
 
 
-def register_schema() -> None:
-    """Make the operator known to onnx; once per process, however often it is called."""
-    if defs.has(OP_TYPE, DOMAIN):
-        return
-    schema = defs.OpSchema(
+def operator_schema(with_grad: bool = True) -> defs.OpSchema:
+    """The operator as onnx knows it; or that of a node which leaves out the gradient."""
+    return defs.OpSchema(
         OP_TYPE,
         DOMAIN,
         VERSION,
         _DOC,
         inputs=_INPUTS,
-        outputs=_OUTPUTS,
+        outputs=_OUTPUTS if with_grad else _OUTPUTS[:1],
         type_constraints=_TYPES,
         attributes=_attributes(),
     )
+
+
+def register_schema() -> None:
+    """Make the operator known to onnx; once per process, however often it is called."""
+    if defs.has(OP_TYPE, DOMAIN):
+        return
+    schema = operator_schema()
     if hasattr(schema, "set_type_and_shape_inference_function"):  # onnx >= 1.18
         schema.set_type_and_shape_inference_function(_infer)
     defs.register_schema(schema)

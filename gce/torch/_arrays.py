@@ -1,0 +1,64 @@
+"""Tensors as the arrays that the core reads and writes: views, never copies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from gce.torch._options import Options, class_axis
+
+__all__ = ["arguments_of", "array_of", "errors_of_pytorch"]
+
+
+def array_of(tensor: torch.Tensor) -> NDArray[Any]:
+    """The memory of a CPU tensor as an array of the same shape, strides and dtype."""
+    tensor = tensor.detach().resolve_neg()
+    is_bfloat16 = tensor.dtype == torch.bfloat16
+    array: NDArray[Any] = (tensor.view(torch.int16) if is_bfloat16 else tensor).numpy()
+    if is_bfloat16:
+        import ml_dtypes  # numpy has no bfloat16
+
+        return array.view(ml_dtypes.bfloat16)
+    return array
+
+
+def arguments_of(input: torch.Tensor, options: Options) -> dict[str, Any]:
+    """The options as keywords of `gce.loss`."""
+    arguments = options._asdict()
+    row_threshold = arguments.pop("row_threshold")
+    if row_threshold is not None:
+        arguments["threshold"] = row_threshold
+    arguments = {
+        name: array_of(item) if isinstance(item, torch.Tensor) else item
+        for name, item in arguments.items()
+    }
+    return {**arguments, "axis": class_axis(input), "num_threads": torch.get_num_threads()}
+
+
+class ArgumentTypeError(TypeError, RuntimeError):
+    """A TypeError of gce that is also what PyTorch raises."""
+
+
+class ArgumentValueError(ValueError, RuntimeError):
+    """A ValueError of gce that is also what PyTorch raises."""
+
+
+@contextlib.contextmanager
+def errors_of_pytorch() -> Iterator[None]:
+    """Make the core's errors those that a handler written for PyTorch catches too.
+
+    PyTorch raises RuntimeError for most wrong dtypes, shapes and options. IndexError, for a target
+    out of bounds, is the same here and there.
+    """
+    try:
+        yield
+    except (ArgumentTypeError, ArgumentValueError):
+        raise
+    except TypeError as error:
+        raise ArgumentTypeError(str(error)) from None
+    except ValueError as error:
+        raise ArgumentValueError(str(error)) from None
