@@ -158,7 +158,7 @@ check: $(VENV)/.dev $(VENV)/.native
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy $(LOOSE) $(wildcard tests benchmarks)
+	$(BIN)/mypy $(LOOSE) $(wildcard tests benchmarks examples)
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml gce._native
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/pre-commit validate-config

@@ -2,17 +2,17 @@
 
     python examples/class_imbalance.py
 
-Three overlapping classes of 1800, 150 and 50 points; half of the labels are guesses, and nearly half
-of those wrong. A linear classifier is trained in several ways, and its recall of each class taken on
-new points with the right labels, as many of each class.
+Three overlapping classes of 1800, 150 and 50 points; half of the labels are guesses, and nearly
+half of those wrong. A linear classifier is trained in several ways, and its recall of each class
+taken on new points with the right labels, as many of each class.
 
-- ``weight``, the inverse of a class's share, is what finds the rarest class at all. γ alone does not:
-  it cannot tell what is rare from what is wrong.
+- ``weight``, the inverse of a class's share, is what finds the rarest class at all. γ alone does
+  not: it cannot tell what is rare from what is wrong.
 - Most labels that say a rare class are wrong, and the weights make them loud. γ = 0.8 beside the
   weights turns the wrong ones down.
 - ``threshold`` keeps every point's gradient weight at 0.2 or more: between γ and cross-entropy.
-- ``sample_weight`` is for who knows which labels are guesses: a tenth of the weight for those. Then
-  nothing is left for γ to do.
+- ``sample_weight`` is for who knows which labels are guesses, and gives those a tenth of the
+  weight. It helps about as much as γ does without knowing; both together help no more.
 """
 
 import numpy as np
@@ -39,9 +39,9 @@ def train(points, labels, gamma, steps=300, learning_rate=1.0, **options):
     return matrix
 
 
-def main():
+def main(seed=0):
     """Print the recalls of each way, and return them."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     points, classes = sample(rng, [1800, 150, 50])
     new_points, new_classes = sample(rng, [3000] * CLASSES)
 

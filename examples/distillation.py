@@ -2,16 +2,16 @@
 
     python examples/distillation.py
 
-A linear classifier of 20,000 points teaches another, which has 150 points. Float ``targets`` of the
+A linear classifier of 2,000 points teaches another, which has 150 points. Float ``targets`` of the
 logits' shape are probabilities. Both softmaxes are taken at the temperature: the student's by
 dividing its logits, and the gradient, once.
 
 - The student that has only classes, its points' own or those the teacher says, is far behind. From
   the teacher's probabilities it learns nearly all the teacher knows: the two are of one kind, so
-  that it can. The temperature makes it learn sooner what the small probabilities say.
+  that it can. With temperature 2 as many steps lead closer.
 - KL, the divergence from the teacher's distribution, is a difference of two losses at γ = 0.
 - γ > 0 is the wrong choice here: of a distribution it learns the probable classes and turns away
-  from the rest. The student says the first choice with too much confidence, and is further off.
+  from the rest. The student is more confident than the teacher, and further from it.
 """
 
 import numpy as np
@@ -44,11 +44,11 @@ def train(points, targets, gamma=0.0, temperature=1.0, steps=300, learning_rate=
     return matrix
 
 
-def main():
+def main(seed=0):
     """Print how each student does, and return it."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     centres = 0.4 * rng.standard_normal((CLASSES, DIMENSIONS))
-    teacher = train(*sample(rng, centres, 20_000))
+    teacher = train(*sample(rng, centres, 2000))
     points, classes = sample(rng, centres, 150)
     new, new_classes = sample(rng, centres, 4000)
 

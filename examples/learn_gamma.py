@@ -1,4 +1,4 @@
-"""A γ for each row, learnt at a price, finds the wrong labels.
+"""A γ for each row, learnt at a price.
 
     python examples/learn_gamma.py
 
@@ -13,8 +13,10 @@ dimensions, 35 % of whose labels are wrong, is trained so, every γ beginning at
 chosen by accuracy on held-out labels, as many of them wrong; so is, for comparison, one γ for all
 rows. What was chosen is tested on new points with the right labels.
 
-What it gains is the list of doubtful labels: a large γ mostly means a wrong one. The accuracy is
-about that of the best single γ, where cross-entropy's is far lower.
+The mean γ becomes two thirds for the wrong labels and nearly 0 for the right ones. Any price from
+0.1 to 0.5 does about as well as the best single γ: far better than cross-entropy, but no better
+than γ = 1 here, whose model doubts about as many labels, and as rightly. Nearly a third of the
+wrong labels is learnt by both all the same.
 """
 
 import numpy as np
@@ -46,9 +48,9 @@ def train(points, labels, gamma=0.0, price=None, steps=400, learning_rate=1.0, g
     return matrix, gamma
 
 
-def main():
+def main(seed=0):
     """Print accuracies and learnt γ of each price, and return them."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     centres = 0.35 * rng.standard_normal((CLASSES, DIMENSIONS))
     points, classes, labels = sample(rng, centres, 400)
     held_out, _, held_out_labels = sample(rng, centres, 2000)
@@ -72,16 +74,15 @@ def main():
     best = {}
     for kind in ("price", "γ"):
         best[kind] = max((way for way in ways if kind in way), key=lambda way: results[way][0])
+    print(f"new points, and labels in doubt, where {wrong.sum()} of {len(labels)} are wrong:")
     for way in ("γ = 0.0", *best.values()):
-        accuracy = ((new @ trained[way][0]).argmax(axis=1) == new_classes).mean()
-        results[f"new points, {way}"] = accuracy
-        print(f"accuracy on new points with {way}: {accuracy:.3f}")
-    doubted = trained[best["price"]][1] > 0.5
-    results["doubted"] = doubted.sum(), (doubted & wrong).sum(), wrong.sum()
-    print(
-        "{} labels have γ > 0.5, {} of them wrong; of 400 are {} wrong".format(*results["doubted"])
-    )
-    return results
+        matrix, gamma = trained[way]
+        accuracy = ((new @ matrix).argmax(axis=1) == new_classes).mean()
+        doubted = gce.row_stats(points @ matrix, labels).target_log_prob < np.log(0.5)
+        results["new", way] = accuracy, doubted.sum(), (doubted & wrong).sum()
+        text = "{:.3f}, {} labels of probability < 1/2, of which {} are wrong"
+        print(f"{way:10} accuracy", text.format(*results["new", way]))
+    return {**results, "best": best, "wrong": wrong.sum()}
 
 
 if __name__ == "__main__":
