@@ -1,11 +1,12 @@
 """The gamma-cross-entropy ``-log(gamma + (1 - gamma) p) / (1 - gamma)`` and its gradient, on CPU.
 
 One number gamma leads from cross-entropy (0) to smooth accuracy (1). `loss` and `loss_and_grad`
-work on logits, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on
-log-probabilities; `row_stats` tells what a batch's rows look like, `loss_gamma_grad` how the loss
-changes with gamma, `hvp` how the gradient changes with the logits. `schedules` anneal gamma,
-`presets` holds published settings, `onnx` is the same loss inside ONNX models, `jax` inside
-programs of jax, `torch` for PyTorch, and `reference` the same in plain numpy.
+work on logits, `binary_loss` and `binary_loss_and_grad` on those of targets that do not exclude
+each other, the ufuncs `loss_from_log_prob`, `grad_weight` and `gamma_grad` on log-probabilities;
+`row_stats` tells what a batch's rows look like, `loss_gamma_grad` how the loss changes with gamma,
+`hvp` how the gradient changes with the logits. `schedules` anneal gamma, `presets` holds published
+settings, `onnx` is the same loss inside ONNX models, `jax` inside programs of jax, `torch` for
+PyTorch, and `reference` the same in plain numpy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from gce import presets, schedules
 from gce._config import get_include, show_config
 from gce._native import (
     __version__,
+    binary_loss,
+    binary_loss_and_grad,
     gamma_grad,
     get_num_threads,
     grad_weight,
@@ -38,6 +41,8 @@ __all__ = [
     "LossStats",
     "RowStats",
     "__version__",
+    "binary_loss",
+    "binary_loss_and_grad",
     "gamma_grad",
     "get_include",
     "get_num_threads",

@@ -510,6 +510,267 @@ def hvp(
     num_threads: int | None = None,
 ) -> NDArray[Any]: ...
 
+# Of logits of rank 0, "none" too gives a scalar; it is typed as an array as above.
+
+@overload
+def binary_loss(
+    logits: NDArray[np.float32 | np.float16],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    normalizer: float | None = None,
+    num_threads: int | None = None,
+) -> np.float32: ...
+@overload
+def binary_loss(
+    logits: NDArray[np.float32 | np.float16],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    normalizer: float | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.float32]: ...
+@overload
+def binary_loss(
+    logits: NDArray[np.float64],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    normalizer: float | None = None,
+    num_threads: int | None = None,
+) -> np.float64: ...
+@overload
+def binary_loss(
+    logits: NDArray[np.float64],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    normalizer: float | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def binary_loss(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    normalizer: float | None = None,
+    num_threads: int | None = None,
+) -> np.floating[Any]: ...
+@overload
+def binary_loss(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    normalizer: float | None = None,
+    num_threads: int | None = None,
+) -> NDArray[Any]: ...
+@overload
+def binary_loss(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    num_threads: int | None = None,
+) -> Any: ...
+@overload
+def binary_loss_and_grad(
+    logits: NDArray[np.float32],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[np.float32] | None = None,
+    num_threads: int | None = None,
+) -> tuple[np.float32, NDArray[np.float32]]: ...
+@overload
+def binary_loss_and_grad(
+    logits: NDArray[np.float32],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[np.float32] | None = None,
+    num_threads: int | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+@overload
+def binary_loss_and_grad(
+    logits: NDArray[np.float16],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[np.float16] | None = None,
+    num_threads: int | None = None,
+) -> tuple[np.float32, NDArray[np.float16]]: ...
+@overload
+def binary_loss_and_grad(
+    logits: NDArray[np.float16],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[np.float16] | None = None,
+    num_threads: int | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float16]]: ...
+@overload
+def binary_loss_and_grad(
+    logits: NDArray[np.float64],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[np.float64] | None = None,
+    num_threads: int | None = None,
+) -> tuple[np.float64, NDArray[np.float64]]: ...
+@overload
+def binary_loss_and_grad(
+    logits: NDArray[np.float64],
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[np.float64] | None = None,
+    num_threads: int | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+@overload
+def binary_loss_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[Any] | None = None,
+    num_threads: int | None = None,
+) -> tuple[np.floating[Any], NDArray[Any]]: ...
+@overload
+def binary_loss_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Literal["none"],
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[Any] | None = None,
+    num_threads: int | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+@overload
+def binary_loss_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    gamma: ArrayLike,
+    *,
+    threshold: ArrayLike = 0.0,
+    value: Value = "primitive",
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    normalizer: float | None = None,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[Any] | None = None,
+    num_threads: int | None = None,
+) -> tuple[Any, NDArray[Any]]: ...
+
 # (log_p, gamma, threshold), (log_p, gamma, threshold) and (log_p, gamma).
 loss_from_log_prob: np.ufunc
 grad_weight: np.ufunc

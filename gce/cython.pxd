@@ -6,8 +6,9 @@ from libc.stdint cimport int32_t, int64_t
 
 cdef extern from "gce/gce.h":
     """
-    typedef gce_array gce_array_f27f760e;
-    typedef gce_problem gce_problem_f27f760e;
+    typedef gce_array gce_array_3325da04;
+    typedef gce_problem gce_problem_3325da04;
+    typedef gce_binary_problem gce_binary_problem_3325da04;
     """
     const int GCE_MAX_NDIM
 
@@ -65,7 +66,7 @@ cdef extern from "gce/gce.h":
         GCE_POINTWISE_GRAD_WEIGHT
         GCE_POINTWISE_GAMMA_GRAD
 
-    ctypedef struct gce_array "gce_array_f27f760e":
+    ctypedef struct gce_array "gce_array_3325da04":
         void* data
         const int64_t* shape
         const int64_t* strides
@@ -73,7 +74,7 @@ cdef extern from "gce/gce.h":
         int32_t dtype
         int32_t readonly
 
-    ctypedef struct gce_problem "gce_problem_f27f760e":
+    ctypedef struct gce_problem "gce_problem_3325da04":
         gce_array logits
         gce_array targets
         gce_array gamma
@@ -106,15 +107,34 @@ cdef extern from "gce/gce.h":
         gce_array argmax
         gce_array gamma_grad
 
+    ctypedef struct gce_binary_problem "gce_binary_problem_3325da04":
+        gce_array logits
+        gce_array targets
+        gce_array gamma
+        gce_array threshold
+        gce_array weight
+        gce_array pos_weight
+        gce_array grad_output
+        double normalizer
+        double label_smoothing
+        int32_t has_normalizer
+        int32_t reduction
+        int32_t value
+        gce_array loss
+        gce_array grad
+
     ctypedef struct gce_plan:
         pass
 
 cdef void gce_problem_init(gce_problem* problem) noexcept nogil
+cdef void gce_binary_problem_init(gce_binary_problem* problem) noexcept nogil
 cdef gce_status gce_plan_create(const gce_problem* problem, int32_t max_workers, gce_plan** plan) noexcept nogil
+cdef gce_status gce_binary_plan_create(const gce_binary_problem* problem, int32_t max_workers, gce_plan** plan) noexcept nogil
 cdef int32_t gce_plan_workers(const gce_plan* plan) noexcept nogil
 cdef void gce_plan_work(gce_plan* plan, int32_t worker) noexcept nogil
 cdef void gce_plan_finish(gce_plan* plan) noexcept nogil
 cdef gce_status gce_run(const gce_problem* problem) noexcept nogil
+cdef gce_status gce_binary_run(const gce_binary_problem* problem) noexcept nogil
 cdef gce_status gce_reduction_from_name(const char* name, gce_reduction* reduction) noexcept nogil
 cdef gce_status gce_value_from_name(const char* name, gce_value* value) noexcept nogil
 cdef const char* gce_last_error() noexcept nogil

@@ -7,6 +7,8 @@ An engine has gce's own functions, with gce's arguments, results and errors::
     engine.row_stats(logits, targets, **options)
     engine.loss_gamma_grad(logits, targets, gamma, **options)
     engine.hvp(logits, targets, vector, gamma, **options)
+    engine.binary_loss(logits, targets, gamma, **options)
+    engine.binary_loss_and_grad(logits, targets, gamma, **options)
     engine.pointwise("grad_weight", log_p, gamma, threshold)      # one of the ufuncs
 
 `InProcess` is the extension module. `Emulated` is the same core in another process, reached
@@ -87,6 +89,12 @@ class Engine(Protocol):
 
     def hvp(self, logits: Any, targets: Any, vector: Any, gamma: Any, **options: Any) -> Any: ...
 
+    def binary_loss(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any: ...
+
+    def binary_loss_and_grad(
+        self, logits: Any, targets: Any, gamma: Any, **options: Any
+    ) -> Any: ...
+
     def pointwise(self, op: str, *args: Any) -> Any: ...
 
 
@@ -117,6 +125,8 @@ class InProcess:
         self.row_stats = gce.row_stats
         self.loss_gamma_grad = gce.loss_gamma_grad
         self.hvp = gce.hvp
+        self.binary_loss = gce.binary_loss
+        self.binary_loss_and_grad = gce.binary_loss_and_grad
 
     def pointwise(self, op: str, *args: Any) -> Any:
         """One of the three ufuncs."""
@@ -218,7 +228,7 @@ DTYPES = (
 )
 ERRORS = {1: TypeError, 2: ValueError, 3: IndexError, 4: MemoryError, 5: RuntimeError}
 OPS = ("loss_from_log_prob", "grad_weight", "gamma_grad")
-REAL_ARRAYS = ("threshold", "weight", "sample_weight", "grad_output")
+REAL_ARRAYS = ("threshold", "weight", "sample_weight", "pos_weight", "grad_output")
 
 
 class Emulated:
@@ -264,10 +274,7 @@ class Emulated:
     def loss_and_grad(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any:
         """`gce.loss_and_grad`."""
         logits = _as_float(logits)
-        out = options.pop("out", None)
-        if out is None:
-            out = np.empty_like(logits)
-            out.fill(-77.0)  # what is never written shows
+        out = _out_of(logits, options)
         loss, stats = self._losses(logits, targets, gamma, out, options)
         return (loss, out, stats) if stats else (loss, out)
 
@@ -294,6 +301,25 @@ class Emulated:
         self._run(inputs, {"grad": out}, options)
         return out
 
+    def binary_loss(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any:
+        """`gce.binary_loss`."""
+        assert not {"out", "grad_output"} & options.keys()
+        return self._binary_loss(logits, targets, gamma, None, options)
+
+    def binary_loss_and_grad(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any:
+        """`gce.binary_loss_and_grad`."""
+        out = _out_of(_as_float(logits), options)
+        return self._binary_loss(logits, targets, gamma, out, options), out
+
+    def _binary_loss(self, logits: Any, targets: Any, gamma: Any, grad: Any, options: Any) -> Any:
+        logits = _as_float(logits)
+        shape = logits.shape if options.get("reduction") == "none" else ()
+        loss = np.full(shape, -77.0, _loss_dtype(logits))
+        inputs = {"logits": logits, "targets": _as_real(targets), "gamma": _as_real(gamma)}
+        outputs = {"loss": loss} if grad is None else {"loss": loss, "grad": grad}
+        self._run(inputs, outputs, options, "run_binary")
+        return loss[()]
+
     def pointwise(self, op: str, *args: Any) -> Any:
         """One of the ufuncs; `args` of at most one dimension."""
         log_p, *rest = np.broadcast_arrays(*args)
@@ -319,9 +345,10 @@ class Emulated:
         self._run(inputs, {**outputs, **stats}, options)
         return loss[()], gce.LossStats(*(field[()] for field in stats.values())) if stats else None
 
-    def _run(self, inputs: Any, outputs: Any, options: Any) -> None:
+    def _run(self, inputs: Any, outputs: Any, options: Any, action: str = "run") -> None:
         lines: list[tuple[Any, ...]] = []
-        options = {"ignore_index": -100, **options}
+        if action == "run":
+            options = {"ignore_index": -100, **options}
         for name, value in options.items():
             if value is None:
                 continue
@@ -335,7 +362,7 @@ class Emulated:
                 lines.append(("int", name, int(value)))
             else:
                 raise TypeError(f"unexpected keyword argument {name!r}")
-        self._send("run", lines, inputs, outputs)
+        self._send(action, lines, inputs, outputs)
 
     def _send(
         self, action: str, lines: list[tuple[Any, ...]], inputs: Any, outputs: Any
@@ -377,6 +404,15 @@ def _read(stream: IO[bytes], size: int) -> bytes:
     if len(data) < size:
         raise EOFError
     return data
+
+
+def _out_of(logits: Any, options: dict[str, Any]) -> Any:
+    """Take `out` from the options, or a new array."""
+    out = options.pop("out", None)
+    if out is None:
+        out = np.empty_like(logits)
+        out.fill(-77.0)  # what is never written shows
+    return out
 
 
 def _as_float(array: Any) -> Any:

@@ -5,6 +5,8 @@ care: what cancels is computed with enough of them. Finite logits of any size, a
 
     from oracle import row
     value, grad, weight, log_p = row([2.0, 0.0, -1.0], 0, gamma=0.1, b=0.2)
+
+and `binary_element` is the same for one element of the sigmoid form.
 """
 
 from __future__ import annotations
@@ -192,6 +194,46 @@ def any_row(
             product = [product[v] + grad[v] * bend[v] * mp.mpf(float(vector[v])) for v in classes]
         grad = [slope[v] * grad[v] for v in classes]
         return AnyRow(result, grad, product, common + 2 * factor * (1 + abs(lse)))
+
+
+class Element(NamedTuple):
+    """What the oracle says about one element of the sigmoid form."""
+
+    value: Real
+    grad: Real
+    # The sizes of what they are sums of: the factors' magnitudes, |c| t + 1 - t, and the same with
+    # each times its gradient weight.
+    size: Real
+    slope_size: Real
+
+
+def binary_element(
+    logit: float,
+    target: float,
+    gamma: float,
+    b: float = 0.0,
+    value: str = "primitive",
+    pos_weight: float = 1.0,
+    epsilon: float = 0.0,
+) -> Element:
+    """c t L(p1) + (1 - t) L(p0) of one finite logit, after t -> (1 - ε) t + ε/2."""
+    with mp.workdps(SCALAR_DIGITS):
+        t, c, epsilon = mp.mpf(target), mp.mpf(pos_weight), mp.mpf(epsilon)
+        t = (1 - epsilon) * t + epsilon / 2
+        result, grad, size, slope_size = [mp.mpf(0)] * 4
+        for factor, sign in ((c * t, 1), (1 - t, -1)):
+            if factor == 0:
+                continue
+            # p = 1 / (1 + odds): neither ℓ nor 1 - p cancels.
+            with mp.workdps(ROW_DIGITS):
+                odds = mp.exp(-sign * mp.mpf(logit))
+                log_p, p, p_miss = -mp.log1p(odds), 1 / (1 + odds), odds / (1 + odds)
+            w = _weight(p, gamma, b)
+            result += factor * _value(log_p, p, p_miss, gamma, b, value)
+            grad -= sign * factor * w * p_miss
+            size += abs(factor)
+            slope_size += abs(factor) * w
+        return Element(result, grad, size, slope_size)
 
 
 def value_from_log_prob(

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ MODULES = [
 MODULES += ["gce.onnx.training"] if importlib.util.find_spec("onnx_ad") else []
 MODULES += ["gce.jax"] if importlib.util.find_spec("jax") else []
 MODULES += ["gce.torch"] if importlib.util.find_spec("torch") else []
-NAMES = ("loss", "loss_and_grad", "row_stats", "loss_gamma_grad", "hvp")
-FUNCTIONS = {name: getattr(gce, name) for name in NAMES}
-SHARDED = {"partial_stats": gce.shards.partial_stats}
+ROW_NAMES = ("loss", "loss_and_grad", "row_stats", "loss_gamma_grad", "hvp")
+BINARY_NAMES = ("binary_loss", "binary_loss_and_grad")
+FUNCTIONS = {name: getattr(gce, name) for name in (*ROW_NAMES, *BINARY_NAMES)}
+SHARDED: dict[str, Any] = {"partial_stats": gce.shards.partial_stats}
 SHARDED["sharded_loss_and_grad"] = gce.shards.loss_and_grad
 STUB = Path(gce.__file__).with_name("_native.pyi")
 README = Path(__file__).parent.parent / "README.md"
@@ -134,8 +135,9 @@ def parameters_of(doc: str) -> dict[str, str]:
 def test_sections_of_the_functions(name):
     sections = sections_of(FUNCTIONS[name].__doc__)
     assert {"Parameters", "Returns", "Raises", "Examples"} <= set(sections)
-    for error in ("TypeError", "ValueError", "IndexError"):
+    for error in ("TypeError", "ValueError"):
         assert error in sections["Raises"]
+    assert ("IndexError" in sections["Raises"]) is (name in ROW_NAMES)
 
 
 @pytest.mark.parametrize("name", ["loss_from_log_prob", "grad_weight", "gamma_grad"])
@@ -200,23 +202,45 @@ def test_every_argument_is_documented(name):
             assert "default" not in lines[0]
 
 
+def parameters_and_docs(names: Iterable[str]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    functions = {name: FUNCTIONS[name] for name in names}
+    parameters = {name: inspect.signature(item).parameters for name, item in functions.items()}
+    return parameters, {name: parameters_of(item.__doc__) for name, item in functions.items()}
+
+
 def test_functions_share_their_options():
-    parameters = {
-        name: inspect.signature(function).parameters for name, function in FUNCTIONS.items()
-    }
-    loss = set(parameters["loss"])
+    parameters, _ = parameters_and_docs(FUNCTIONS)
+    loss, binary_loss = set(parameters["loss"]), set(parameters["binary_loss"])
     assert set(parameters["loss_and_grad"]) - loss == {"out", "grad_output"}
+    assert set(parameters["binary_loss_and_grad"]) - binary_loss == {"out", "grad_output"}
     assert set(parameters["row_stats"]) < loss
     assert set(parameters["loss_gamma_grad"]) ^ loss == {"return_stats", "grad_output"}
     of_products = {"return_stats", "vector", "grad_output", "gauss_newton", "out"}
     assert set(parameters["hvp"]) ^ loss == of_products
-    docs = {name: parameters_of(function.__doc__) for name, function in FUNCTIONS.items()}
+
+
+@pytest.mark.parametrize("names", [ROW_NAMES, BINARY_NAMES])
+def test_a_shared_option_is_the_same_everywhere(names):
+    parameters, docs = parameters_and_docs(names)
     for name, of_function in parameters.items():
         for option, parameter in of_function.items():
             for other in parameters:
                 if option in parameters[other]:
                     assert parameters[other][option] == parameter
                     assert docs[other][option].strip() == docs[name][option].strip()
+
+
+def test_the_binary_form_shares_its_options_with_the_other():
+    # Whoever knows one knows the other: the same names, order and defaults, but for its own.
+    for name in ("loss", "loss_and_grad"):
+        ours, theirs = (
+            inspect.signature(FUNCTIONS[function]).parameters
+            for function in (f"binary_{name}", name)
+        )
+        assert set(ours) - set(theirs) == {"pos_weight"}
+        shared = [option for option in ours if option in theirs]
+        assert shared == [option for option in theirs if option in ours]
+        assert all(ours[option] == theirs[option] for option in shared)
 
 
 def test_the_reference_has_the_same_options_and_defaults():
@@ -285,6 +309,12 @@ b
     )
     assert table.filled(filled) == filled
     assert "| `axis` | the class axis | `-1` | also `f`, `h` |" in table.table(["g"])
+    # A function that has a table of its own is not named in another.
+    filled = table.filled(
+        "<!-- options: f -->\n<!-- /options -->\n<!-- options: g -->\n<!-- /options -->"
+    )
+    assert filled.count("| `axis` | the class axis | `-1` | also `h` |") == 2
+    assert "| `out` | may be `x` | `None` | |" in filled
     assert '| `mode` | a mode | `"a"` | only `g`, also `f` |' in table.table(["g", "h"])
 
 

@@ -36,6 +36,8 @@ CALLS = {
     "loss": "gce.loss(z, [0], 0.5)",
     "loss_and_grad": "gce.loss_and_grad(z, [0], 0.5)",
     "row_stats": "gce.row_stats(z, [0])",
+    "binary_loss": "gce.binary_loss(z, z, 0.5)",
+    "binary_loss_and_grad": "gce.binary_loss_and_grad(z, z, 0.5)",
     "loss_from_log_prob": "gce.loss_from_log_prob([-1.0, -2.0], 0.5, 0.0)",
     "grad_weight": "gce.grad_weight(np.float32([-1.0]), 0.5, 0.0)",
     "gamma_grad": "gce.gamma_grad(-1.0, 0.5)",

@@ -17,7 +17,8 @@ Symbols: one row has logits ``z`` and target class ``y``;
 
 and the gradient is ``dL/dz = w_b (q - e_y)``, e_y being 1 at the target and 0 elsewhere.
 
-`_log_prob` has the functions of ℓ, `_rows` those of whole arrays of logits.
+`_log_prob` has the functions of ℓ, `_rows` those of whole arrays of logits, `_binary` the sigmoid
+form.
 
 Any float dtype (also ``ml_dtypes.bfloat16``) is taken to float64 first; every result is float64.
 Arguments are not validated beyond what numpy does.
@@ -30,6 +31,7 @@ Sources: "Tailoring Language Generation Models under Total Variation Distance" (
 arXiv 2302.13344); γ = 1 is the loss called DFT in arXiv 2508.05629.
 """
 
+from gce.reference._binary import binary_loss, binary_loss_and_grad
 from gce.reference._log_prob import (
     gamma_grad,
     grad_weight,
@@ -39,6 +41,8 @@ from gce.reference._log_prob import (
 from gce.reference._rows import hvp, loss, loss_and_grad, loss_gamma_grad, row_stats
 
 __all__ = [
+    "binary_loss",
+    "binary_loss_and_grad",
     "gamma_grad",
     "grad_weight",
     "hvp",

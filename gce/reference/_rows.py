@@ -72,7 +72,7 @@ def row_stats(
     [-0.693147  0.      ] [0 0]
     """
     rows = _rows(logits, targets, axis, ignore_index, softcap, shift)
-    log_p = np.sum(_weighted(rows.share, rows.log_p), axis=-1)
+    log_p = np.sum(weighted(rows.share, rows.log_p), axis=-1)
     predicted = rows.predicted
     return RowStats(
         plain(np.where(rows.counted, log_p, 0.0)),
@@ -245,15 +245,15 @@ label_smoothing, z_loss, softcap, shift, reduction, normalizer, axis
     rows = _rows(logits, targets, axis, ignore_index, softcap, shift, weight, sample_weight)
     gamma, threshold, upstream = doubles(gamma, threshold, grad_output)
     own, smooth, z_share = _shares(rows, label_smoothing, z_loss)
-    terms = rows.c_share * _of_each(_row_value(value), rows.log_p, gamma, threshold)
+    terms = rows.c_share * _of_each(row_value(value), rows.log_p, gamma, threshold)
     terms = np.where((rows.c_share == 0.0) & ~np.isnan(rows.log_p), 0.0, terms)
-    row_loss = _weighted(own, np.sum(terms, axis=-1))
+    row_loss = weighted(own, np.sum(terms, axis=-1))
     if label_smoothing != 0.0:
-        row_loss = row_loss + _weighted(smooth, np.sum(_weighted(rows.c, -rows.log_q), axis=-1))
+        row_loss = row_loss + weighted(smooth, np.sum(weighted(rows.c, -rows.log_q), axis=-1))
     if z_loss != 0.0:
-        row_loss = row_loss + _weighted(z_share, rows.logsumexp**2)
+        row_loss = row_loss + weighted(z_share, rows.logsumexp**2)
     row_loss = np.where(rows.counted, row_loss, 0.0)  # chosen: an ignored row may be NaN
-    result, divisor = _reduce(row_loss, rows.row_weight, reduction, normalizer)
+    result, divisor = reduce(row_loss, rows.row_weight, reduction, normalizer)
 
     row_grad = _gradient(rows, gamma, threshold, own, smooth, z_share)
     row_grad = row_grad * rows.slope * np.broadcast_to(upstream, rows.counted.shape)[..., None]
@@ -336,7 +336,7 @@ label_smoothing, z_loss, softcap, shift, reduction, normalizer, axis, grad_outpu
     own, smooth, z_share = _shares(rows, label_smoothing, z_loss)
     vector = _shifted(np.moveaxis(np.asarray(vector, np.float64), axis, -1), shift)
     u = rows.slope * vector
-    mean = np.sum(_weighted(rows.q, u), axis=-1, keepdims=True)  # q.u
+    mean = np.sum(weighted(rows.q, u), axis=-1, keepdims=True)  # q.u
     dq = rows.q * (u - mean)
 
     w = _of_each(grad_weight, rows.log_p, gamma, threshold)
@@ -356,7 +356,7 @@ label_smoothing, z_loss, softcap, shift, reduction, normalizer, axis, grad_outpu
         bend = -2.0 / softcap * np.tanh(rows.z / softcap) * rows.slope
         product = product + _gradient(rows, gamma, threshold, own, smooth, z_share) * bend * vector
     product = product * np.broadcast_to(upstream, rows.counted.shape)[..., None]
-    divisor = _reduce(np.zeros_like(own), rows.row_weight, reduction, normalizer)[1]
+    divisor = reduce(np.zeros_like(own), rows.row_weight, reduction, normalizer)[1]
     return _back(rows, product, divisor, axis)
 
 
@@ -421,9 +421,9 @@ label_smoothing, z_loss, softcap, shift, reduction, normalizer, axis, grad_outpu
     log_t = np.broadcast_to(log_t_star(gamma, threshold), rows.counted.shape)[..., None]
     log_p = np.where(rows.log_p < log_t, log_t, rows.log_p)
     slope = _of_each(lambda log_p, gamma, _: gamma_grad(log_p, gamma), log_p, gamma, threshold)
-    row_grad = _weighted(upstream * own, np.sum(_weighted(rows.c_share, slope), axis=-1))
+    row_grad = weighted(upstream * own, np.sum(weighted(rows.c_share, slope), axis=-1))
     row_grad = np.where(rows.counted, row_grad, 0.0)
-    divisor = _reduce(np.zeros_like(own), rows.row_weight, reduction, normalizer)[1]
+    divisor = reduce(np.zeros_like(own), rows.row_weight, reduction, normalizer)[1]
     row_grad = np.zeros_like(row_grad) if divisor == 0.0 else row_grad / divisor
     return plain(np.asarray(np.sum(row_grad) if gamma.ndim == 0 else row_grad))
 
@@ -540,7 +540,7 @@ def _of_each(function: Any, log_p: Doubles, gamma: Doubles, threshold: Doubles) 
     return result
 
 
-def _reduce(
+def reduce(
     row_loss: Doubles, row_weight: Doubles, reduction: Reduction, normalizer: float | None
 ) -> tuple[Doubles, np.float64]:
     """Return the reduced loss and what its gradient is to be divided by."""
@@ -555,7 +555,7 @@ def _reduce(
     raise ValueError(f"reduction = {reduction!r}, expected 'mean', 'sum' or 'none'")
 
 
-def _row_value(value: Value) -> Any:
+def row_value(value: Value) -> Any:
     """Return the function of (log_p, gamma, threshold) that `value` names."""
     if value == "primitive":
         return loss_from_log_prob
@@ -576,6 +576,6 @@ def _softmax(z: Doubles) -> tuple[Doubles, Doubles, Doubles]:
     return log_q, logsumexp[..., 0], exponentials / total
 
 
-def _weighted(weight: Doubles, value: Doubles) -> Doubles:
+def weighted(weight: Doubles, value: Doubles) -> Doubles:
     """Weight times value, 0 where the weight is: an infinite value that does not count is none."""
     return np.where((weight == 0.0) & ~np.isnan(value), 0.0, weight * value)

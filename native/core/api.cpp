@@ -45,6 +45,21 @@ gce_status guarded(Action action) {
   }
 }
 
+template <class Problem>
+gce_status create_plan(const Problem& problem, int32_t max_workers, gce_plan** plan) {
+  *plan = nullptr;
+  return guarded([&] { *plan = new gce_plan(problem, max_workers); });
+}
+
+template <class Problem>
+gce_status run(const Problem& problem) {
+  return guarded([&] {
+    gce::Plan plan(problem, 1);
+    plan.work(0);
+    plan.finish();
+  });
+}
+
 }  // namespace
 
 void* gce_plan::operator new(size_t size) {
@@ -61,9 +76,19 @@ void gce_problem_init(gce_problem* problem) {
   problem->value = GCE_VALUE_PRIMITIVE;
 }
 
+void gce_binary_problem_init(gce_binary_problem* problem) {
+  *problem = gce_binary_problem();
+  problem->reduction = GCE_REDUCTION_MEAN;
+  problem->value = GCE_VALUE_PRIMITIVE;
+}
+
 gce_status gce_plan_create(const gce_problem* problem, int32_t max_workers, gce_plan** plan) {
-  *plan = nullptr;
-  return guarded([&] { *plan = new gce_plan(*problem, max_workers); });
+  return create_plan(*problem, max_workers, plan);
+}
+
+gce_status gce_binary_plan_create(const gce_binary_problem* problem, int32_t max_workers,
+                                  gce_plan** plan) {
+  return create_plan(*problem, max_workers, plan);
 }
 
 int32_t gce_plan_workers(const gce_plan* plan) { return plan->workers(); }
@@ -76,13 +101,9 @@ void gce_plan_finish(gce_plan* plan) {
   delete plan;
 }
 
-gce_status gce_run(const gce_problem* problem) {
-  return guarded([&] {
-    gce::Plan plan(*problem, 1);
-    plan.work(0);
-    plan.finish();
-  });
-}
+gce_status gce_run(const gce_problem* problem) { return run(*problem); }
+
+gce_status gce_binary_run(const gce_binary_problem* problem) { return run(*problem); }
 
 gce_status gce_reduction_from_name(const char* name, gce_reduction* reduction) {
   return guarded([&] { *reduction = gce::reduction_from_name(name); });

@@ -22,6 +22,7 @@ enum RowArrayId {
   kGamma,
   kThreshold,
   kSampleWeight,
+  kPosWeight,  // of the binary form alone
   kGradOutput,
   kVector,
   kShardStats,
@@ -53,7 +54,8 @@ enum Layout {
   kRowsWide        // each row is copied into scratch as doubles: what needs_wide_rows
 };
 
-// A validated problem: N rows, laid out over the collapsed outer axes `shape`.
+// A validated problem: N rows, laid out over the collapsed outer axes `shape`. In the binary form each element is a
+// row; it has no classes and what follows from them, and its weight is kSampleWeight.
 struct RowProblem {
   int64_t rows;     // N
   int64_t classes;  // V; of a shard, those of its slice:
@@ -76,7 +78,7 @@ struct RowProblem {
   const char* smooth_weights;
   double smooth_weight_sum;
   double smooth_scale;
-  double label_smoothing;
+  double label_smoothing;  // also of the binary form
 
   double z_loss;   // lambda
   double softcap;  // kappa; 0: none
@@ -115,6 +117,14 @@ struct RowProblem {
 static inline bool needs_wide_rows(const RowProblem& problem) {
   return problem.targets_are_probabilities || problem.softcap != 0.0 ||
          problem.arrays[kVector].data != nullptr;
+}
+
+// Whether row r's entry is r strides of the last axis from the first's, whatever the other arrays' axes are.
+static inline bool is_one_run(const RowProblem& problem, const RowArray& array) {
+  for (int32_t d = 1; d < problem.ndim; ++d) {
+    if (array.strides[d - 1] != array.strides[d] * problem.shape[d]) return false;
+  }
+  return true;
 }
 
 // The weight of class v, 0 <= v < all_classes.
@@ -179,10 +189,15 @@ struct KernelTable {
   // One worker's part where kRowsDirect's rows are worked off in segments: the same results, to the bit.
   void (*work_on_segments)(const RowProblem& problem, char* scratch, int64_t worker,
                            const LongRows& rows, PairSum* loss_sums);
+  // The same of the binary form, without scratch.
+  void (*work_on_elements)(const RowProblem& problem, NextChunk next, void* chunks,
+                           PairSum* loss_sums);
   TargetCheck (*check_targets)(const char* targets, int32_t dtype, int64_t stride, int64_t n,
                                int64_t classes, bool has_ignore_index, int64_t ignore_index);
   // The first of n numbers that is negative, infinite or NaN; n if none is.
   int64_t (*check_probabilities)(const char* row, int32_t dtype, int64_t stride, int64_t n);
+  // Index of the first of n floats that is not in [0, 1]; n if none.
+  int64_t (*first_outside_unit)(const char* p, int32_t dtype, int64_t stride, int64_t n);
   int64_t (*pointwise)(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
                        const int64_t* strides);
   // For benchmarks: gce/limits.h.

@@ -16,6 +16,8 @@
 // of a row in one and the same order (accumulator.inc.h), so that a row's bits depend neither on the layout nor on
 // the split of the batch.
 //
+// The binary form is elementwise and has one pass of its own (binary), around the epilogue's functions.
+//
 // All exponentials are powers of two, 2^(z log2(e) - K), with K an integer, the row's reference. A different K
 // changes no digit of theirs. So K need not be the maximum, which would take a pass of its own: it comes from the row's
 // first classes, and the rare row that holds much larger logits is summed again.
@@ -44,4 +46,6 @@
 #include "kernels/shard_rows.inc.h"
 #include "kernels/wide_memory.inc.h"
 #include "kernels/wide_rows.inc.h"
+#include "kernels/binary_common.inc.h"
+#include "kernels/binary.inc.h"
 #include "kernels/table.inc.h"

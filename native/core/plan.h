@@ -23,6 +23,7 @@ class Plan {
  public:
   // Throws Error on bad input, std::bad_alloc when out of memory; writes to no output.
   Plan(const gce_problem& problem, int32_t max_workers);
+  Plan(const gce_binary_problem& problem, int32_t max_workers);
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
@@ -33,7 +34,9 @@ class Plan {
  private:
   void lay_out_axes(const gce_problem& problem);
   gce_array gamma_grad_of_rows(const gce_problem& problem);
-  void set_divisor(const gce_problem& problem, const RowWeights& weights);
+  void lay_out_elements(const gce_binary_problem& problem);
+  template <class Problem>
+  void set_divisor(const Problem& problem, const RowWeights& weights);
   void set_label_smoothing(const gce_problem& problem);
   void set_wide_weights();
   void set_workers(int32_t max_workers);
@@ -43,14 +46,15 @@ class Plan {
   std::unique_ptr<ShiftedProblem> shifted_;  // null: no shift
   RowProblem rows_;
   const KernelTable* kernels_;
-  gce_array loss_;        // the reduced loss, if wanted
-  gce_array gamma_grad_;  // the sum of the rows', if that is wanted
+  gce_array loss_;          // the reduced loss, if wanted
+  gce_array gamma_grad_{};  // the sum of the rows', if that is wanted
   std::vector<double> of_rows_;
   std::vector<int64_t> own_shape_, own_strides_;
   int64_t chunks_;
   int32_t workers_;
+  bool is_binary_ = false;
   std::atomic<int64_t> next_chunk_{0};
-  bool splits_rows_;  // into segments, which several workers take
+  bool splits_rows_ = false;  // into segments, which several workers take
   LongRows long_rows_{};
   std::vector<LongRow> of_long_rows_;
   std::vector<LongRows::Segment> of_segments_;

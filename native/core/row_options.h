@@ -39,6 +39,22 @@ inline constexpr RowOutput kRowOutputs[] = {
     {kArgmax, "argmax", &gce_problem::argmax, GCE_INT64},
 };
 
+// The options of the binary form that have one value per element, each of which is a row, or one for all.
+struct ElementOption {
+  RowArrayId id;
+  const char* name;
+  gce_array gce_binary_problem::* array;
+  bool broadcasts;  // else a scalar, or the logits' shape
+};
+
+inline constexpr ElementOption kElementOptions[] = {
+    {kGamma, "gamma", &gce_binary_problem::gamma, false},
+    {kThreshold, "threshold", &gce_binary_problem::threshold, false},
+    {kSampleWeight, "weight", &gce_binary_problem::weight, true},
+    {kPosWeight, "pos_weight", &gce_binary_problem::pos_weight, true},
+    {kGradOutput, "grad_output", &gce_binary_problem::grad_output, false},
+};
+
 }  // namespace gce
 
 #endif  // GCE_CORE_ROW_OPTIONS_H_

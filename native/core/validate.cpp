@@ -4,66 +4,14 @@
 #include <cstring>
 #include <string>
 
+#include "checks.h"
 #include "error.h"
-#include "overlap.h"
 #include "row_options.h"
 #include "row_runs.h"
 #include "storage.h"
 
 namespace gce {
 namespace {
-
-constexpr const char* kDtypeNames[] = {"float16", "bfloat16", "float32", "float64",
-                                       "int8",    "int16",    "int32",   "int64",
-                                       "uint8",   "uint16",   "uint32",  "uint64"};
-
-const char* name_of(int32_t dtype) {
-  const bool known = dtype >= GCE_FLOAT16 && dtype <= GCE_UINT64;
-  return known ? kDtypeNames[dtype] : "an unknown dtype";
-}
-
-bool is_float(int32_t dtype) { return dtype >= GCE_FLOAT16 && dtype <= GCE_FLOAT64; }
-bool is_integer(int32_t dtype) { return dtype >= GCE_INT8 && dtype <= GCE_UINT64; }
-bool is_given(const gce_array& a) { return a.data != nullptr; }
-
-// (3, 4), with Python's comma for one dimension; `without` is left out.
-std::string shape_text(const gce_array& a, int32_t without = -1) {
-  std::string text = "(";
-  int32_t printed = 0;
-  for (int32_t d = 0; d < a.ndim; ++d) {
-    if (d == without) continue;
-    text += printed++ == 0 ? "" : ", ";
-    text += std::to_string(a.shape[d]);
-  }
-  return text + (printed == 1 ? ",)" : ")");
-}
-
-bool same_shape(const gce_array& a, const gce_array& b) {
-  if (a.ndim != b.ndim) return false;
-  for (int32_t d = 0; d < a.ndim; ++d) {
-    if (a.shape[d] != b.shape[d]) return false;
-  }
-  return true;
-}
-
-void require_float(const char* name, const gce_array& a) {
-  if (is_float(a.dtype)) return;
-  fail(GCE_TYPE_ERROR, name, " has dtype ", name_of(a.dtype),
-       ", expected float16, bfloat16, float32 or float64");
-}
-
-// So that no size in bytes overflows, not even of an array with no rows.
-constexpr int64_t kMostElements = int64_t{1} << 58;
-
-bool is_too_large(const gce_array& a) {
-  int64_t size = 1;
-  for (int32_t d = 0; d < a.ndim; ++d) {
-    if (a.shape[d] == 0) continue;
-    if (a.shape[d] > kMostElements / size) return true;
-    size *= a.shape[d];
-  }
-  return false;
-}
 
 void check_logits(const gce_problem& p) {
   const gce_array& logits = p.logits;
@@ -79,10 +27,7 @@ void check_logits(const gce_problem& p) {
     fail(GCE_VALUE_ERROR, "logits has shape ", shape_text(logits),
          ", expected at least 1 class along axis ", class_axis(p));
   }
-  if (is_too_large(logits)) {
-    fail(GCE_VALUE_ERROR, "logits has shape ", shape_text(logits),
-         ", expected at most 2^58 elements");
-  }
+  require_few_elements(logits);
 }
 
 bool is_shape_of_rows(const gce_array& a, const gce_array& logits, int32_t axis) {
@@ -139,12 +84,6 @@ void require_row_shape(const char* name, const gce_array& a, const gce_problem& 
        scalar_allowed ? "a scalar or " : "", shape_text(rows), said_of_rows(p));
 }
 
-void require_unit_range(const char* name, const std::string& index, double x) {
-  if (x >= 0.0 && x <= 1.0) return;
-  const double shown = std::isnan(x) ? NAN : x;  // without the sign that some NaNs have
-  fail(GCE_VALUE_ERROR, name, index, " = ", shown, ", expected 0 <= ", name, " <= 1");
-}
-
 void check_softcap(double softcap) {
   if (softcap >= 0.0 && !std::isinf(softcap)) return;
   fail(GCE_VALUE_ERROR, "softcap = ", softcap, ", expected a finite number > 0");
@@ -189,10 +128,7 @@ void check_options(const gce_problem& p, const gce_array& rows) {
     require_float(option.name, array);
     require_row_shape(option.name, array, p, rows, option.scalar_allowed);
   }
-  if (is_given(p.grad_output) && p.grad_output.ndim > 0 && p.reduction != GCE_REDUCTION_NONE) {
-    fail(GCE_VALUE_ERROR, "grad_output has shape ", shape_text(p.grad_output),
-         ", expected a scalar unless reduction is \"none\"");
-  }
+  require_scalar_unless_none(p.grad_output, p.reduction);
   if (is_given(p.weight)) {
     require_float("weight", p.weight);
     const int64_t classes = number_of_classes(p);
@@ -208,41 +144,14 @@ void check_options(const gce_problem& p, const gce_array& rows) {
          "value = \"surrogate\", expected \"primitive\" for a derivative in gamma: the surrogate's "
          "weight, all of it that depends on gamma, counts as a constant");
   }
-  require_unit_range("label_smoothing", "", p.label_smoothing);
+  require_unit_range("label_smoothing", p.label_smoothing);
   if (!(p.z_loss >= 0.0) || std::isinf(p.z_loss)) {
     fail(GCE_VALUE_ERROR, "z_loss = ", p.z_loss, ", expected a finite number >= 0");
   }
   check_softcap(p.softcap);
   check_shift(p);
   check_vector(p);
-  if (p.has_normalizer) {
-    if (p.reduction != GCE_REDUCTION_MEAN) {
-      fail(GCE_VALUE_ERROR, "normalizer = ", p.normalizer,
-           ", expected none unless reduction is \"mean\"");
-    }
-    if (!(p.normalizer > 0.0) || std::isinf(p.normalizer)) {
-      fail(GCE_VALUE_ERROR, "normalizer = ", p.normalizer, ", expected a finite number > 0");
-    }
-  }
-}
-
-void require_output(const char* name, const gce_array& a, int32_t dtype, const char* like) {
-  if (a.dtype != dtype) {
-    fail(GCE_TYPE_ERROR, name, " has dtype ", name_of(a.dtype), ", expected ", name_of(dtype),
-         like);
-  }
-  if (a.readonly) fail(GCE_VALUE_ERROR, name, " is read-only, expected a writeable array");
-  if (overlaps_itself(a)) {
-    fail(GCE_VALUE_ERROR, name,
-         " has elements that may share memory, expected each to have its own");
-  }
-}
-
-void require_apart(const char* out_name, const gce_array& out, const char* name,
-                   const gce_array& other) {
-  if (arrays_overlap(out, other)) {
-    fail(GCE_VALUE_ERROR, out_name, " overlaps ", name, ", expected memory of its own");
-  }
+  if (p.has_normalizer) require_normalizer(p.reduction, p.normalizer);
 }
 
 void require_apart_from_options(const char* out_name, const gce_array& out, const gce_problem& p) {
@@ -308,50 +217,24 @@ void check_shard(const gce_problem& p, const gce_array& rows) {
 
 void check_grad(const gce_problem& p) {
   if (!is_given(p.grad)) return;
-  if (!same_shape(p.grad, p.logits)) {
-    fail(GCE_VALUE_ERROR, "out has shape ", shape_text(p.grad), ", expected ", shape_text(p.logits),
-         ", the shape of logits");
-  }
-  require_output("out", p.grad, p.logits.dtype, ", the dtype of logits");
-  if (!same_view(p.grad, p.logits) && arrays_overlap(p.grad, p.logits)) {
-    fail(GCE_VALUE_ERROR,
-         "out overlaps logits in part, expected either logits itself or memory of its own");
-  }
+  require_grad(p.grad, p.logits);
   require_apart_from_options("out", p.grad, p);
 }
 
-void check_row_output(const char* name, const gce_array& a, int32_t dtype, const gce_problem& p,
-                      const gce_array& rows, const char* like = "") {
-  if (!is_given(a)) return;
-  require_row_shape(name, a, p, rows, false);
-  require_output(name, a, dtype, like);
-}
-
-// A loss of 16-bit logits may be of their dtype too.
-void check_loss(const gce_problem& p, const gce_array& rows, int32_t wide_dtype) {
-  const int32_t dtype = p.loss.dtype == p.logits.dtype ? p.loss.dtype : wide_dtype;
-  const char* like = p.logits.dtype == wide_dtype ? "" : ", or the dtype of logits";
-  if (p.reduction == GCE_REDUCTION_NONE) {
-    check_row_output("loss", p.loss, dtype, p, rows, like);
-  } else if (is_given(p.loss)) {
-    if (p.loss.ndim != 0) {
-      fail(GCE_VALUE_ERROR, "loss has shape ", shape_text(p.loss),
-           ", expected a scalar unless reduction is \"none\"");
-    }
-    require_output("loss", p.loss, dtype, like);
-  }
+void check_loss(const gce_problem& p, const gce_array& rows) {
   if (!is_given(p.loss)) return;
-  require_apart("loss", p.loss, "logits", p.logits);
+  require_loss(p.loss, p.reduction, p.logits, rows, said_of_rows(p));
   require_apart("loss", p.loss, "out", p.grad);
   require_apart_from_options("loss", p.loss, p);
 }
 
 void check_outputs(const gce_problem& p, const gce_array& rows) {
   const int32_t wide_dtype = p.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
-  check_loss(p, rows, wide_dtype);
+  check_loss(p, rows);
   for (const RowOutput& output : kRowOutputs) {
     const int32_t dtype = output.dtype == kLossDtype ? wide_dtype : output.dtype;
-    check_row_output(output.name, p.*output.array, dtype, p, rows);
+    if (!is_given(p.*output.array)) continue;
+    require_row_output(output.name, p.*output.array, dtype, rows, said_of_rows(p));
   }
   if (is_given(p.gamma_grad)) {
     if (!same_shape(p.gamma_grad, p.gamma)) {
@@ -363,21 +246,8 @@ void check_outputs(const gce_problem& p, const gce_array& rows) {
   check_grad(p);
 }
 
-// [7] or [1, 3] for the row'th element of an array of the targets' shape, of which the last axis may be a view that begins
-// with index `shift`; nothing where the shape is ().
-std::string index_text(const gce_array& rows, int64_t row, int64_t shift) {
-  if (rows.ndim == 0) return "";
-  std::string text;
-  for (int32_t d = rows.ndim - 1; d >= 0; --d) {
-    const int64_t index = row % rows.shape[d] + (d == rows.ndim - 1 ? shift : 0);
-    text = std::to_string(index) + (text.empty() ? "" : ", ") + text;
-    row /= rows.shape[d];
-  }
-  return "[" + text + "]";
-}
-
-// The same for a class of a row, in an array of the logits' shape.
-std::string index_text(const gce_problem& p, int64_t row, int64_t of_class) {
+// index_text for a class of a row, in an array of the logits' shape.
+std::string index_of_class(const gce_problem& p, int64_t row, int64_t of_class) {
   const int32_t axis = class_axis(p);
   std::string text;
   int64_t shift = p.shift;  // of the last axis that is not the classes'
@@ -401,24 +271,6 @@ std::string index_text(const gce_problem& p, int64_t row, int64_t of_class) {
        ", expected 0 <= target < ", classes);
 }
 
-void check_unit_range(const char* name, const gce_array& a, const gce_array& row_shape,
-                      int64_t shift, const RowProblem& rows, RowArrayId id) {
-  if (!is_given(a)) return;
-  if (a.ndim == 0) {  // checked even where there are no rows
-    require_unit_range(name, "", read_real(static_cast<const char*>(a.data), a.dtype));
-    return;
-  }
-  const RowArray& array = rows.arrays[id];
-  const int64_t stride = array.strides[rows.ndim - 1];
-  for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
-    for (int64_t i = 0; i < n; ++i) {
-      const double x = read_real(array.data + offsets[id] + i * stride, array.dtype);
-      if (!(x >= 0.0 && x <= 1.0))
-        require_unit_range(name, index_text(row_shape, row + i, shift), x);
-    }
-  });
-}
-
 void check_probability_values(const gce_problem& p, const RowProblem& rows,
                               const KernelTable& kernels) {
   const RowArray& targets = rows.arrays[kTargets];
@@ -430,7 +282,7 @@ void check_probability_values(const gce_problem& p, const RowProblem& rows,
                                                           rows.targets_class_stride, rows.classes);
       if (invalid == rows.classes) continue;
       const double found = read_real(first + invalid * rows.targets_class_stride, targets.dtype);
-      fail(GCE_VALUE_ERROR, "targets", index_text(p, row + i, invalid), " = ",
+      fail(GCE_VALUE_ERROR, "targets", index_of_class(p, row + i, invalid), " = ",
            std::isnan(found) ? NAN : found, ", expected a probability: finite and >= 0");
     }
   });
@@ -510,8 +362,11 @@ void validate_arguments(const gce_problem& problem) {
 RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
                              const KernelTable& kernels) {
   const RowShape shape(problem);
-  check_unit_range("gamma", problem.gamma, shape.array(), problem.shift, rows, kGamma);
-  check_unit_range("threshold", problem.threshold, shape.array(), problem.shift, rows, kThreshold);
+  const auto check_range = [&](const char* name, const gce_array& a, RowArrayId id) {
+    require_unit_range(name, name, a, shape.array(), problem.shift, rows, id, kernels);
+  };
+  check_range("gamma", problem.gamma, kGamma);
+  check_range("threshold", problem.threshold, kThreshold);
   if (rows.targets_are_probabilities) {
     check_probability_values(problem, rows, kernels);
     return {static_cast<double>(rows.rows), rows.rows > 0};

@@ -1,4 +1,5 @@
-// Every semantic check of a gce_problem and its message, in one place. Nothing here writes to an output.
+// Every semantic check of a problem and its message, in one place: those of a gce_problem in validate.cpp, of a
+// gce_binary_problem in validate_binary.cpp, what they share in checks.cpp. Nothing here writes to an output.
 #ifndef GCE_CORE_VALIDATE_H_
 #define GCE_CORE_VALIDATE_H_
 
@@ -26,6 +27,7 @@ class RowShape {
 
 // Checks dtypes, shapes, options and overlaps; throws Error.
 void validate_arguments(const gce_problem& problem);
+void validate_arguments(const gce_binary_problem& problem);
 
 // The weights of the counted rows: their sum, and whether there is one that is not 0.
 struct RowWeights {
@@ -37,6 +39,8 @@ struct RowWeights {
 // weights for the mean.
 RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
                              const KernelTable& kernels);
+void validate_elements(const gce_binary_problem& problem, const RowProblem& rows,
+                       const KernelTable& kernels);
 
 gce_reduction reduction_from_name(const char* name);
 gce_value value_from_name(const char* name);

@@ -97,9 +97,9 @@ enum class None { kAbsent, kIsAnError };
 struct Setter {
   void (*function)(Call*, PyObject*);
   View Call::* view = nullptr;
-  gce_array gce_problem::* field = nullptr;
+  gce_array gce_problem::* field = nullptr;  // unless it is of the binary form alone
 };
-constexpr Setter array_option(View Call::* view, gce_array gce_problem::* field) {
+constexpr Setter array_option(View Call::* view, gce_array gce_problem::* field = nullptr) {
   return {nullptr, view, field};
 }
 
@@ -117,7 +117,9 @@ struct Option {
 constexpr unsigned kLosses = kLossFunction | kLossAndGrad;
 constexpr unsigned kOfLosses = kLosses | kLossGammaGrad | kHvp;  // and of their derivatives
 constexpr unsigned kShards = kPartialStats | kShardedLoss;
+constexpr unsigned kBinaryLosses = kBinaryLoss | kBinaryLossAndGrad;
 
+// In the order of the signatures. An option that means something else in the binary form has two rows.
 constexpr Option kOptions[] = {
     {"threshold", "0.0", None::kIsAnError, array_option(&Call::threshold, &gce_problem::threshold),
      kOfLosses | kShardedLoss, "float or array of float",
@@ -125,11 +127,17 @@ constexpr Option kOptions[] = {
      "`targets`). b = 1 is cross-entropy for every `gamma`.",
      "lower bound b on the gradient weight, 0 to 1: a scalar, or one per row; b = 1 is "
      "cross-entropy"},
+    {"threshold", "0.0", None::kIsAnError, array_option(&Call::threshold, &gce_problem::threshold),
+     kBinaryLosses, "float or array of float",
+     "Threshold b on the gradient weight, 0 <= b <= 1: a scalar, or one per element (the shape of\n"
+     "`logits`). b = 1 is binary cross-entropy for every `gamma`.",
+     "lower bound b on the gradient weight, 0 to 1: a scalar, or one per element; b = 1 is binary "
+     "cross-entropy"},
     {"value",
      "\"primitive\"",
      None::kIsAnError,
      {set_value},
-     kOfLosses | kShardedLoss,
+     kOfLosses | kShardedLoss | kBinaryLosses,
      "{\"primitive\", \"surrogate\"}",
      "``\"primitive\"``: the antiderivative, so that finite differences of the loss give the\n"
      "gradient. ``\"surrogate\"``: ``w_b * -log(p)`` with ``w_b`` held constant, as in the paper.\n"
@@ -140,6 +148,23 @@ constexpr Option kOptions[] = {
      kOfLosses | kShards, "array of float, shape (V,), optional",
      "Class weights: a row's loss and gradient are multiplied by ``weight[target]``.",
      "class weights, shape (V,)"},
+    {"weight", "None", None::kAbsent, array_option(&Call::weight, &gce_problem::weight),
+     kBinaryLosses, "array of float, optional",
+     "Multiplies each element's loss and gradient: a shape that broadcasts to that of `logits`.\n"
+     "The mean's divisor stays the same. A weight of 0 is a mask: such an element's loss is 0 "
+     "even\n"
+     "where it would be infinite, but NaN stays NaN.",
+     "multiplies each element's loss and gradient; any shape that broadcasts to the logits'. 0 "
+     "masks "
+     "an element whose logit is not NaN"},
+    {"pos_weight", "None", None::kAbsent, array_option(&Call::pos_weight), kBinaryLosses,
+     "array of float, optional",
+     "c, multiplies the part ``t L(p)`` of the positive outcome: a shape that broadcasts to that "
+     "of\n"
+     "`logits`, such as one number per class on the last axis.",
+     "c, multiplies the part of the positive outcome; any shape that broadcasts to the logits', "
+     "such "
+     "as (V,)"},
     {"sample_weight", "None", None::kAbsent,
      array_option(&Call::sample_weight, &gce_problem::sample_weight), kOfLosses | kShardedLoss,
      "array of float, shape of `targets`, optional", "Multiplies each row's loss and gradient.",
@@ -165,6 +190,14 @@ constexpr Option kOptions[] = {
      "form, and PyTorch's at gamma = 0. The mean's divisor stays the same.",
      "ε, 0 to 1: `(1 − ε) L + (ε/V) Σ −log q` of each row, class weights included; PyTorch's at γ "
      "= 0"},
+    {"label_smoothing",
+     "0.0",
+     None::kIsAnError,
+     {set_label_smoothing},
+     kBinaryLosses,
+     "float",
+     "eps, 0 <= eps <= 1: targets t become ``(1 - eps) t + eps / 2`` first.",
+     "ε, 0 to 1: t becomes `(1 − ε) t + ε/2`"},
     {"z_loss",
      "0.0",
      None::kIsAnError,
@@ -208,6 +241,16 @@ constexpr Option kOptions[] = {
      "weights\n"
      "(`weight` times `sample_weight`), or by `normalizer`.",
      "`\"mean\"`, `\"sum\"`, `\"none\"`"},
+    {"reduction",
+     "\"mean\"",
+     None::kIsAnError,
+     {set_reduction},
+     kBinaryLosses,
+     "{\"mean\", \"sum\", \"none\"}",
+     "What is made of the elements' losses. ``\"mean\"`` divides by the number of elements, "
+     "whatever\n"
+     "their weights, or by `normalizer`.",
+     "`\"mean\"`, `\"sum\"`, `\"none\"`"},
     {"normalizer",
      "None",
      None::kAbsent,
@@ -216,6 +259,14 @@ constexpr Option kOptions[] = {
      "float, optional",
      "The divisor of ``reduction=\"mean\"`` in place of the sum of weights; finite, > 0.",
      "the mean's divisor, instead of the sum of the counted rows' weights"},
+    {"normalizer",
+     "None",
+     None::kAbsent,
+     {set_normalizer},
+     kBinaryLosses,
+     "float, optional",
+     "The divisor of ``reduction=\"mean\"`` in place of the number of elements; finite, > 0.",
+     "the mean's divisor, instead of the number of elements"},
     {"axis",
      "-1",
      None::kIsAnError,
@@ -247,6 +298,13 @@ constexpr Option kOptions[] = {
      "per\n"
      "row.",
      "upstream gradient: a scalar, or one per row with `reduction=\"none\"`"},
+    {"grad_output", "1.0", None::kIsAnError,
+     array_option(&Call::grad_output, &gce_problem::grad_output), kBinaryLossAndGrad,
+     "float or array of float",
+     "Upstream gradient, multiplies the gradient: a scalar, or with ``reduction=\"none\"`` one "
+     "per\n"
+     "element (the shape of `logits`).",
+     "upstream gradient: a scalar, or one per element with `reduction=\"none\"`"},
     {"gauss_newton",
      "False",
      None::kIsAnError,
@@ -264,7 +322,7 @@ constexpr Option kOptions[] = {
      "None",
      None::kAbsent,
      {set_out},
-     kLossAndGrad | kHvp | kShardedLoss,
+     kLossAndGrad | kHvp | kShardedLoss | kBinaryLossAndGrad,
      "numpy.ndarray, optional",
      "Receives the gradient and is returned: dtype and shape of `logits`. It may be `logits`\n"
      "itself (in place), but not overlap it or another argument otherwise.",
@@ -283,7 +341,7 @@ constexpr Option kOptions[] = {
      "None",
      None::kAbsent,
      {set_num_threads},
-     kOfLosses | kRowStats | kShards,
+     kOfLosses | kRowStats | kShards | kBinaryLosses,
      "int, optional",
      "Threads for this call at most; see `set_num_threads`. No result depends on it.",
      "threads for this call, else the process setting"},
@@ -307,7 +365,9 @@ constexpr struct {
                   {kHvp, "hvp"},
                   {kRowStats, "row_stats"},
                   {kPartialStats, "partial_stats"},
-                  {kShardedLoss, "sharded_loss_and_grad"}};
+                  {kShardedLoss, "sharded_loss_and_grad"},
+                  {kBinaryLoss, "binary_loss"},
+                  {kBinaryLossAndGrad, "binary_loss_and_grad"}};
 
 // The arguments without a default, in order.
 struct Positional {
@@ -318,7 +378,8 @@ struct Positional {
 };
 constexpr Positional kPositional[] = {
     {"logits", &Call::logits, Kind::kFloat, ~0U},
-    {"targets", &Call::targets, Kind::kTargets, ~0U},
+    {"targets", &Call::targets, Kind::kTargets, ~kBinaryLosses},
+    {"targets", &Call::targets, Kind::kReal, kBinaryLosses},
     {"vector", &Call::vector, Kind::kReal, kHvp},
     {"gamma", &Call::gamma, Kind::kReal, ~0U & ~(kRowStats | kPartialStats)},
     {"stats", &Call::stats, Kind::kReal, kShardedLoss},
@@ -328,14 +389,15 @@ constexpr int kMostPositional = std::size(kPositional);
 PyObject* keywords_of_options[kOptionCount];
 PyObject* keywords_of_positional[kMostPositional];
 
-// The index of a keyword among n names that are interned. Nearly always it is interned too: pointers are compared
-// first.
-int index_of(PyObject* keyword, PyObject* const* names, int n) {
+// The index of a keyword among those of n names that are wanted. The names are interned, and nearly always the keyword is
+// too: pointers are compared first.
+template <class IsWanted>
+int index_of(PyObject* keyword, PyObject* const* names, int n, IsWanted is_wanted) {
   for (int i = 0; i < n; ++i) {
-    if (keyword == names[i]) return i;
+    if (keyword == names[i] && is_wanted(i)) return i;
   }
   for (int i = 0; i < n; ++i) {
-    if (PyUnicode_Compare(keyword, names[i]) == 0) return i;
+    if (is_wanted(i) && PyUnicode_Compare(keyword, names[i]) == 0) return i;
   }
   return -1;
 }
@@ -355,8 +417,9 @@ void set_option(Call* call, const Option& option, PyObject* object) {
 
 // Sets the option with this keyword; false if this function has none.
 bool take_keyword(Call* call, Takes takes, PyObject* keyword, PyObject* object) {
-  const int i = index_of(keyword, keywords_of_options, static_cast<int>(kOptionCount));
-  if (i < 0 || (kOptions[i].takes & takes) == 0) return false;
+  const int i = index_of(keyword, keywords_of_options, static_cast<int>(kOptionCount),
+                         [takes](int option) { return (kOptions[option].takes & takes) != 0; });
+  if (i < 0) return false;
   set_option(call, kOptions[i], object);
   return true;
 }
@@ -400,8 +463,10 @@ void Call::parse(const char* function, Takes takes, PyObject* const* args, Py_ss
     PyObject* keyword = PyTuple_GET_ITEM(keywords, k);
     PyObject* object = args[positional + k];
     if (take_keyword(this, takes, keyword, object)) continue;
-    const int i = index_of(keyword, keywords_of_positional, kMostPositional);
-    const bool is_taken = i >= 0 && (kPositional[i].takes & takes) != 0;
+    const int i = index_of(keyword, keywords_of_positional, kMostPositional, [takes](int argument) {
+      return (kPositional[argument].takes & takes) != 0;
+    });
+    const bool is_taken = i >= 0;
     if (!is_taken || given[i] != nullptr) {
       PyErr_Format(PyExc_TypeError,
                    is_taken ? "%s() got multiple values for argument '%U'"
@@ -429,8 +494,27 @@ void Call::look_at_inputs() {
   problem.shard_stats = stats.look();
   problem.gamma = gamma.look();
   for (const Option& option : kOptions) {
-    if (option.set.view != nullptr) problem.*option.set.field = (this->*option.set.view).look();
+    if (option.set.field != nullptr) problem.*option.set.field = (this->*option.set.view).look();
   }
+}
+
+gce_binary_problem Call::look_at_binary_inputs() {
+  look_at_inputs();
+  gce_binary_problem binary;
+  gce_binary_problem_init(&binary);
+  binary.logits = problem.logits;
+  binary.targets = problem.targets;
+  binary.gamma = problem.gamma;
+  binary.threshold = problem.threshold;
+  binary.weight = problem.weight;
+  binary.pos_weight = pos_weight.look();
+  binary.grad_output = problem.grad_output;
+  binary.normalizer = problem.normalizer;
+  binary.has_normalizer = problem.has_normalizer;
+  binary.label_smoothing = problem.label_smoothing;
+  binary.reduction = problem.reduction;
+  binary.value = problem.value;
+  return binary;
 }
 
 gce_array Call::rows() {

@@ -19,6 +19,8 @@ enum Takes : unsigned {
   kRowStats = 4,
   kLossGammaGrad = 8,
   kHvp = 16,
+  kBinaryLoss = 32,
+  kBinaryLossAndGrad = 64,
   kPartialStats = 1024,
   kShardedLoss = 2048
 };
@@ -27,7 +29,7 @@ enum Takes : unsigned {
 struct Call {
   gce_problem problem;
   View logits, targets, vector, gamma, stats;
-  View threshold, weight, sample_weight, grad_output;  // one for each array option
+  View threshold, weight, sample_weight, pos_weight, grad_output;  // one for each array option
   View out;
   int num_threads = 0;  // 0: the process setting
   bool return_stats = false;
@@ -38,6 +40,8 @@ struct Call {
              PyObject* keywords);
   // Puts the arrays into the problem; after the last Python code that parsing may run.
   void look_at_inputs();
+  // The same of the binary form: its inputs and options, without outputs.
+  gce_binary_problem look_at_binary_inputs();
   // What has one number per row is of this shape: an array without data.
   gce_array rows();
 

@@ -1,11 +1,14 @@
 // Functions, and their types as Cython spells them; by native/tools/cython_pxd.py.
 // clang-format off
-CAPSULE(gce_problem_init, "void (gce_problem_f27f760e *)")
-CAPSULE(gce_plan_create, "gce_status (gce_problem_f27f760e const *, int32_t, gce_plan **)")
+CAPSULE(gce_problem_init, "void (gce_problem_3325da04 *)")
+CAPSULE(gce_binary_problem_init, "void (gce_binary_problem_3325da04 *)")
+CAPSULE(gce_plan_create, "gce_status (gce_problem_3325da04 const *, int32_t, gce_plan **)")
+CAPSULE(gce_binary_plan_create, "gce_status (gce_binary_problem_3325da04 const *, int32_t, gce_plan **)")
 CAPSULE(gce_plan_workers, "int32_t (gce_plan const *)")
 CAPSULE(gce_plan_work, "void (gce_plan *, int32_t)")
 CAPSULE(gce_plan_finish, "void (gce_plan *)")
-CAPSULE(gce_run, "gce_status (gce_problem_f27f760e const *)")
+CAPSULE(gce_run, "gce_status (gce_problem_3325da04 const *)")
+CAPSULE(gce_binary_run, "gce_status (gce_binary_problem_3325da04 const *)")
 CAPSULE(gce_reduction_from_name, "gce_status (char const *, gce_reduction *)")
 CAPSULE(gce_value_from_name, "gce_status (char const *, gce_value *)")
 CAPSULE(gce_last_error, "char const *(void)")

@@ -11,6 +11,9 @@ namespace {
   "    loss      L     = -log(gamma + d p) / d       gamma = 0: -log(p); gamma = 1: 1 - p\n"      \
   "    gradient  dL/dz = w_b (softmax(z) - onehot(target))\n"                                     \
   "    weight    w_b   = max(threshold, p / (gamma + d p))\n\n"                                   \
+  GCE_LIMITS_FORMULA
+
+#define GCE_LIMITS_FORMULA                                                                        \
   "`gamma` leads from cross-entropy (0) to smooth accuracy (1). At gamma = 1 the loss is the\n"   \
   "limit 1 - p; the -p of other texts differs from it by the constant 1 and has the same\n"       \
   "gradient. Below ``t = b gamma / (1 - b d)``, where the threshold b acts on the weight, the\n"  \
@@ -47,9 +50,51 @@ namespace {
   "A logit of -inf is a masked class. NaN or +inf makes its own row's result NaN and no other's.\n" \
   "If no row counts, mean and sum are 0 and the gradient is zeros. A row's loss and gradient have\n" \
   "the same bits for any number of threads, any split of the batch and any memory layout.\n\n"    \
+  GCE_REFERENCES
+
+#define GCE_REFERENCES                                                                            \
   "References\n----------\n"                                                                      \
   "Ji et al., \"Tailoring Language Generation Models under Total Variation Distance\", ICLR 2023,\n" \
   "arXiv:2302.13344. gamma = 1: arXiv:2508.05629.\n\n"
+
+#define GCE_BINARY_FORMULA                                                                        \
+  "For each element by itself, as multi-label work needs it: with logit z, ``p = sigmoid(z)``, target t\n" \
+  "in [0, 1], c = `pos_weight` and ``d = 1 - gamma``::\n\n"                                       \
+  "    loss      L     = c t L(p) + (1 - t) L(1 - p)\n"                                           \
+  "              L(p)  = -log(gamma + d p) / d       gamma = 0: -log(p); gamma = 1: 1 - p\n"      \
+  "    gradient  dL/dz = c t w_b(p) (p - 1) + (1 - t) w_b(1 - p) p\n"                             \
+  "    weight    w_b   = max(threshold, p / (gamma + d p))\n\n"                                   \
+  "times `weight`. At gamma = 0 that is PyTorch's ``binary_cross_entropy_with_logits``.\n\n"       \
+  GCE_LIMITS_FORMULA
+
+#define GCE_BINARY_POSITIONAL                                                                     \
+  "Parameters\n----------\n"                                                                      \
+  "logits : array of float16, bfloat16 (``ml_dtypes``), float32 or float64\n"                     \
+  "    Any shape, any strides.\n"                                                                 \
+  "targets : array of float, bool or int\n"                                                       \
+  "    The shape of `logits`, ``0 <= targets <= 1``. bool and integers are converted to float64.\n" \
+  "gamma : float or array of float\n"                                                             \
+  "    0 <= gamma <= 1: a scalar, or one per element (the shape of `logits`). Taken in double.\n"
+
+#define GCE_BINARY_RAISES                                                                         \
+  "Raises\n------\n"                                                                              \
+  "TypeError\n    A dtype that the argument does not take.\n"                                     \
+  "ValueError\n"                                                                                  \
+  "    A shape, option or range; a target outside [0, 1]; an `out` that is read-only or overlaps.\n\n" \
+  "Everything is checked before anything is written.\n\n"
+
+#define GCE_BINARY_NOTES                                                                          \
+  "Notes\n-----\n"                                                                                \
+  "Right for logits of any size. Those of -inf and +inf give the limits (at gamma = 0 or with a\n" \
+  "threshold, +inf where the target says otherwise); NaN gives NaN in its own element. Without\n"  \
+  "elements, mean and sum are 0. An element's loss and gradient have the same bits for any number\n" \
+  "of threads and any memory layout.\n\n"                                                         \
+  GCE_REFERENCES
+
+#define GCE_BINARY_EXAMPLE_INPUT                                                                  \
+  ">>> import numpy as np\n>>> import gce\n"                                                      \
+  ">>> logits = np.array([[2.0, -1.0, 0.0], [-3.0, 0.5, 1.0]], dtype=np.float32)\n"               \
+  ">>> targets = np.array([[1, 0, 1], [1, 0, 0]])\n"
 
 #define GCE_LOG_P                                                                                 \
   "Parameters\n----------\n"                                                                      \
@@ -239,6 +284,45 @@ const FunctionDoc kLossGammaGradDoc = {
     ">>> slope = (gce.loss(wide, targets, 0.5 + h) - gce.loss(wide, targets, 0.5 - h)) / (2 * h)\n"
     ">>> print(slope.round(4))\n"
     "-0.5358\n"};
+const FunctionDoc kBinaryLossDoc = {
+    "The binary gamma-cross-entropy of logits: the sigmoid form of `loss`.\n\n" GCE_BINARY_FORMULA
+        GCE_BINARY_POSITIONAL,
+    "\nReturns\n-------\n"
+    "numpy scalar or array\n"
+    "    The reduced loss, or with ``reduction=\"none\"`` one per element (the shape of `logits`):\n"
+    "    float32 for 16-bit logits, else the dtype of `logits`.\n\n" GCE_BINARY_RAISES
+    "See Also\n--------\nbinary_loss_and_grad : the same with the gradient, in one pass.\n\n"
+    GCE_BINARY_NOTES
+    "Examples\n--------\n" GCE_BINARY_EXAMPLE_INPUT
+    ">>> gce.binary_loss(logits, targets, 0.0, reduction=\"none\").round(4)  # binary cross-entropy\n"
+    "array([[0.1269, 0.3133, 0.6931],\n"
+    "       [3.0486, 0.9741, 1.3133]], dtype=float32)\n"
+    ">>> gce.binary_loss(logits, targets, 1.0, reduction=\"none\").round(4)  # 1 - p\n"
+    "array([[0.1192, 0.2689, 0.5   ],\n"
+    "       [0.9526, 0.6225, 0.7311]], dtype=float32)\n"
+    ">>> gce.binary_loss(logits, targets, 0.5, pos_weight=[1.0, 1.0, 3.0]).round(4)  # per class\n"
+    "np.float32(0.8478)\n"};
+
+const FunctionDoc kBinaryLossAndGradDoc = {
+    "The binary gamma-cross-entropy and its gradient with respect to the logits, in one fused pass.\n\n"
+    GCE_BINARY_FORMULA GCE_BINARY_POSITIONAL,
+    "\nReturns\n-------\n"
+    "loss : numpy scalar or array\n"
+    "    As `binary_loss` returns it.\n"
+    "grad : numpy.ndarray\n"
+    "    Gradient of the reduced loss (with ``reduction=\"none\"``: of the elements' sum) times\n"
+    "    `grad_output`: shape and dtype of `logits`; `out` if that was given.\n\n" GCE_BINARY_RAISES
+    "See Also\n--------\nbinary_loss : the loss alone.\n\n" GCE_BINARY_NOTES
+    "Examples\n--------\n" GCE_BINARY_EXAMPLE_INPUT
+    ">>> loss, grad = gce.binary_loss_and_grad(logits, targets, 0.5)\n"
+    ">>> loss.round(4)\n"
+    "np.float32(0.6561)\n"
+    ">>> grad.round(4)\n"
+    "array([[-0.0186,  0.0379, -0.0556],\n"
+    "       [-0.0144,  0.0569,  0.0516]], dtype=float32)\n"
+    ">>> loss, same = gce.binary_loss_and_grad(logits, targets, 0.5, out=grad)\n"
+    ">>> same is grad\n"
+    "True\n"};
 
 const char* const kLossFromLogProbDoc =
     "The gamma-cross-entropy of log-probabilities of the target; a numpy ufunc.\n\n"

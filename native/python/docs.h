@@ -16,6 +16,8 @@ extern const FunctionDoc kLossGammaGradDoc;
 extern const FunctionDoc kHvpDoc;
 extern const FunctionDoc kPartialStatsDoc;
 extern const FunctionDoc kShardedLossDoc;
+extern const FunctionDoc kBinaryLossDoc;
+extern const FunctionDoc kBinaryLossAndGradDoc;
 
 extern const char* const kLossFromLogProbDoc;
 extern const char* const kGradWeightDoc;

@@ -17,25 +17,35 @@ namespace {
 
 constexpr int kMostThreads = 256;  // whatever num_threads says
 
-gce_status run_planned(const gce_problem& problem, int threads) {
+gce_status create_plan(const gce_problem& problem, int threads, gce_plan** plan) {
+  return gce_plan_create(&problem, threads, plan);
+}
+gce_status create_plan(const gce_binary_problem& problem, int threads, gce_plan** plan) {
+  return gce_binary_plan_create(&problem, threads, plan);
+}
+
+template <class Problem>
+gce_status run_planned(const Problem& problem, int threads) {
   gce_plan* plan = nullptr;
-  const gce_status status = gce_plan_create(&problem, threads, &plan);
+  const gce_status status = create_plan(problem, threads, &plan);
   if (status != GCE_OK) return status;
   run_on_threads(gce_plan_workers(plan), [plan](int worker) { gce_plan_work(plan, worker); });
   gce_plan_finish(plan);
   return GCE_OK;
 }
 
-// Runs the problem without the GIL.
-void run(const Call& call) {
+// Runs a call's problem without the GIL.
+template <class Problem>
+void run(const Call& call, const Problem& problem) {
   const int threads =
       std::min(call.num_threads > 0 ? call.num_threads : num_threads(), kMostThreads);
   gce_status status;
   Py_BEGIN_ALLOW_THREADS;
-  status = run_planned(call.problem, threads);
+  status = run_planned(problem, threads);
   Py_END_ALLOW_THREADS;
   throw_if(status);
 }
+void run(const Call& call) { run(call, call.problem); }
 
 // What a call computes for each row, or the number that a reduction makes of it.
 class Output {
@@ -65,10 +75,13 @@ class Output {
   alignas(8) char number_[8];
 };
 
+gce_array take_new_loss(const Call& call, const gce_array& rows, Output* loss) {
+  const int typenum = loss_typenum(call.problem.logits);
+  return call.problem.reduction == GCE_REDUCTION_NONE ? loss->take_new(rows, typenum)
+                                                      : loss->take_number(typenum);
+}
 gce_array take_new_loss(Call* call, Output* loss) {
-  const int typenum = loss_typenum(call->problem.logits);
-  return call->problem.reduction == GCE_REDUCTION_NONE ? loss->take_new(call->rows(), typenum)
-                                                       : loss->take_number(typenum);
+  return take_new_loss(*call, call->rows(), loss);
 }
 
 // A class of gce._types.
@@ -209,6 +222,28 @@ PyObject* loss_gamma_grad(PyObject* const* args, Py_ssize_t positional, PyObject
   return grad.result().release();
 }
 
+PyObject* binary_loss(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
+  Call call;
+  call.parse("binary_loss", kBinaryLoss, args, positional, keywords);
+  gce_binary_problem problem = call.look_at_binary_inputs();
+  Output loss;
+  problem.loss = take_new_loss(call, problem.logits, &loss);
+  run(call, problem);
+  return loss.result().release();
+}
+
+PyObject* binary_loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
+  Call call;
+  call.parse("binary_loss_and_grad", kBinaryLossAndGrad, args, positional, keywords);
+  gce_binary_problem problem = call.look_at_binary_inputs();
+  Output loss;
+  problem.loss = take_new_loss(call, problem.logits, &loss);
+  take_grad(&call);
+  problem.grad = call.problem.grad;
+  run(call, problem);
+  return PyTuple_Pack(2, loss.result().get(), call.out.object());
+}
+
 using Function = PyObject* (*)(PyObject* const*, Py_ssize_t, PyObject*);
 
 // The face of a function to the interpreter: C++ exceptions end here.
@@ -245,15 +280,18 @@ std::string doc_of(const char* name, Takes takes, const FunctionDoc& doc) {
 
 void add_functions(PyObject* module) {
   prepare_keywords();
-  static const std::string docs[] = {doc_of("loss", kLossFunction, kLossDoc),
-                                     doc_of("loss_and_grad", kLossAndGrad, kLossAndGradDoc),
-                                     doc_of("row_stats", kRowStats, kRowStatsDoc),
-                                     doc_of("loss_gamma_grad", kLossGammaGrad, kLossGammaGradDoc),
-                                     doc_of("hvp", kHvp, kHvpDoc),
-                                     doc_of("partial_stats", kPartialStats, kPartialStatsDoc),
-                                     doc_of("sharded_loss_and_grad", kShardedLoss, kShardedLossDoc),
-                                     signature_of("check_arguments", kLossFunction) +
-                                         "\n--\n\nRaise what `loss` would raise (gce.jax)."};
+  static const std::string docs[] = {
+      doc_of("loss", kLossFunction, kLossDoc),
+      doc_of("loss_and_grad", kLossAndGrad, kLossAndGradDoc),
+      doc_of("row_stats", kRowStats, kRowStatsDoc),
+      doc_of("loss_gamma_grad", kLossGammaGrad, kLossGammaGradDoc),
+      doc_of("hvp", kHvp, kHvpDoc),
+      doc_of("partial_stats", kPartialStats, kPartialStatsDoc),
+      doc_of("sharded_loss_and_grad", kShardedLoss, kShardedLossDoc),
+      signature_of("check_arguments", kLossFunction) +
+          "\n--\n\nRaise what `loss` would raise (gce.jax).",
+      doc_of("binary_loss", kBinaryLoss, kBinaryLossDoc),
+      doc_of("binary_loss_and_grad", kBinaryLossAndGrad, kBinaryLossAndGradDoc)};
   static PyMethodDef methods[] = {method<loss>("loss", docs[0]),
                                   method<loss_and_grad>("loss_and_grad", docs[1]),
                                   method<row_stats>("row_stats", docs[2]),
@@ -262,6 +300,8 @@ void add_functions(PyObject* module) {
                                   method<partial_stats>("partial_stats", docs[5]),
                                   method<sharded_loss_and_grad>("sharded_loss_and_grad", docs[6]),
                                   method<check_arguments>("check_arguments", docs[7]),
+                                  method<binary_loss>("binary_loss", docs[8]),
+                                  method<binary_loss_and_grad>("binary_loss_and_grad", docs[9]),
                                   {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(module, methods) < 0) throw PythonError();
 }

@@ -292,6 +292,108 @@ static void errors_of_products_and_shards(void) {
   free_batch(&b);
 }
 
+/* Elements of the sigmoid form, contiguous, of two axes, with memory for their results. */
+enum { kLabels = 7, kElements = 9000 * kLabels };
+typedef struct {
+  int64_t shape[2];
+  int64_t strides[2];
+  float* logits;
+  float* targets;
+  float* grad;
+  float pos_weight[kLabels];
+  double gamma;
+  float loss;
+} Labels;
+
+static Labels new_labels(void) {
+  Labels l = {{kElements / kLabels, kLabels},
+              {kLabels * sizeof(float), sizeof(float)},
+              malloc(kElements * sizeof(float)),
+              malloc(kElements * sizeof(float)),
+              malloc(kElements * sizeof(float)),
+              {0.0f},
+              0.3,
+              -77.0f};
+  if (l.logits == NULL || l.targets == NULL || l.grad == NULL) abort();
+  for (int i = 0; i < kElements; ++i) {
+    l.logits[i] = (float)((i * 37) % 401 - 200) * 0.02f;
+    l.targets[i] = (float)(i % 5) * 0.25f;
+    l.grad[i] = -77.0f;
+  }
+  for (int v = 0; v < kLabels; ++v) l.pos_weight[v] = 0.5f + (float)v;
+  return l;
+}
+
+static void free_labels(Labels* l) {
+  free(l->logits);
+  free(l->targets);
+  free(l->grad);
+}
+
+static gce_binary_problem problem_of_labels(Labels* l) {
+  gce_binary_problem p;
+  memset(&p, 0xA5, sizeof(p));
+  gce_binary_problem_init(&p);
+  p.logits = array_of(l->logits, GCE_FLOAT32, 2, l->shape, l->strides);
+  p.targets = array_of(l->targets, GCE_FLOAT32, 2, l->shape, l->strides);
+  p.pos_weight = array_of(l->pos_weight, GCE_FLOAT32, 1, &l->shape[1], &l->strides[1]);
+  p.gamma = array_of(&l->gamma, GCE_FLOAT64, 0, NULL, NULL);
+  p.loss = array_of(&l->loss, GCE_FLOAT32, 0, NULL, NULL);
+  p.grad = array_of(l->grad, GCE_FLOAT32, 2, l->shape, l->strides);
+  return p;
+}
+
+static void binary_results(const Labels* l) {
+  const double delta = 1.0 - l->gamma;
+  double sum = 0.0;
+  double worst = 0.0;
+  for (int i = 0; i < kElements; ++i) {
+    const double p1 = 1.0 / (1.0 + exp(-(double)l->logits[i]));
+    const double p0 = 1.0 - p1;
+    const double positive = (double)(l->pos_weight[i % kLabels] * l->targets[i]);
+    const double negative = 1.0 - (double)l->targets[i];
+    const double s1 = l->gamma + delta * p1;
+    const double s0 = l->gamma + delta * p0;
+    const double slope = negative * (p0 / s0) * p1 - positive * (p1 / s1) * p0;
+    sum -= (positive * log(s1) + negative * log(s0)) / delta;
+    worst = fmax(worst, fabs((double)l->grad[i] * kElements - slope) / (positive + negative));
+  }
+  CHECK(fabs((double)l->loss - sum / kElements) <= 1e-6 * sum / kElements);
+  CHECK(worst <= 5e-7);
+}
+
+static void binary(void) {
+  Labels l = new_labels();
+  gce_binary_problem p = problem_of_labels(&l);
+  gce_plan* plan = (gce_plan*)&l; /* anything but NULL */
+  l.targets[kElements - 1] = 1.5f;
+  const char* message = "targets[8999, 6] = 1.5, expected 0 <= target <= 1";
+  CHECK_ERROR(gce_binary_run(&p), GCE_VALUE_ERROR, message);
+  CHECK_ERROR(gce_binary_plan_create(&p, 2, &plan), GCE_VALUE_ERROR, message);
+  CHECK(plan == NULL && l.loss == -77.0f && l.grad[0] == -77.0f);
+  l.targets[kElements - 1] = 1.0f;
+  p.gamma.data = NULL;
+  CHECK_ERROR(gce_binary_run(&p), GCE_VALUE_ERROR,
+              "gamma is missing, expected a number from 0 to 1, or one per element");
+  p = problem_of_labels(&l);
+  CHECK(gce_binary_run(&p) == GCE_OK);
+  binary_results(&l);
+  /* In place, one thread as all workers, the last one first: the same bits. */
+  const float loss = l.loss;
+  float* grad = malloc(kElements * sizeof(float));
+  if (grad == NULL) abort();
+  memcpy(grad, l.grad, kElements * sizeof(float));
+  p.grad = p.logits;
+  CHECK(gce_binary_plan_create(&p, 5, &plan) == GCE_OK);
+  CHECK(gce_plan_workers(plan) == 5);
+  for (int32_t i = 4; i >= 0; --i) gce_plan_work(plan, i);
+  gce_plan_finish(plan);
+  CHECK(memcmp(&l.loss, &loss, sizeof(loss)) == 0);
+  CHECK(memcmp(l.logits, grad, kElements * sizeof(float)) == 0);
+  free(grad);
+  free_labels(&l);
+}
+
 static void pointwise(void) {
   float log_p[3] = {-0.5f, -2.0f, -2.0f};
   double gamma[3] = {0.25, 0.25, -1.0};
@@ -568,6 +670,7 @@ static void isas(void) {
     errors_of_products_and_shards();
     losses_of_16_bits();
     pointwise();
+    binary();
     threads();
   }
   CHECK(i >= 1);

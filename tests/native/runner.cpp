@@ -9,7 +9,7 @@
 //   int <name> <number>
 //   real <name> <hexadecimal float>
 //   text <name> <the rest of the line>
-//   <what to do: isa | pointwise | run>
+//   <what to do: isa | pointwise | run | run_binary>
 //
 // A reply is a line "<status> <number> <bytes of message>", the message, and the blocks asked for.
 // Around each block lie bytes that must not change.
@@ -171,7 +171,7 @@ bool read_request(Request* request) {
   return false;
 }
 
-gce_status set_options(const Request& request, gce_problem* problem) {
+void set_arrays(const Request& request, gce_problem* problem) {
   const std::map<std::string, gce_array gce_problem::*> arrays = {
       {"logits", &gce_problem::logits},
       {"targets", &gce_problem::targets},
@@ -190,16 +190,30 @@ gce_status set_options(const Request& request, gce_problem* problem) {
       {"gamma_grad", &gce_problem::gamma_grad},
   };
   for (const auto& entry : request.arrays) problem->*arrays.at(entry.first) = entry.second.view;
-  problem->axis = static_cast<int32_t>(request.int_or("axis", -1));
-  problem->has_ignore_index = static_cast<int32_t>(request.ints.count("ignore_index"));
-  problem->ignore_index = request.int_or("ignore_index", 0);
+}
+
+void set_arrays(const Request& request, gce_binary_problem* problem) {
+  const std::map<std::string, gce_array gce_binary_problem::*> arrays = {
+      {"logits", &gce_binary_problem::logits},
+      {"targets", &gce_binary_problem::targets},
+      {"gamma", &gce_binary_problem::gamma},
+      {"threshold", &gce_binary_problem::threshold},
+      {"weight", &gce_binary_problem::weight},
+      {"pos_weight", &gce_binary_problem::pos_weight},
+      {"grad_output", &gce_binary_problem::grad_output},
+      {"loss", &gce_binary_problem::loss},
+      {"grad", &gce_binary_problem::grad},
+  };
+  for (const auto& entry : request.arrays) problem->*arrays.at(entry.first) = entry.second.view;
+}
+
+// What both kinds of problem have.
+template <class Problem>
+gce_status set_options(const Request& request, Problem* problem) {
+  set_arrays(request, problem);
   problem->has_normalizer = static_cast<int32_t>(request.reals.count("normalizer"));
   if (problem->has_normalizer) problem->normalizer = request.reals.at("normalizer");
   problem->label_smoothing = request.real_or("label_smoothing", 0.0);
-  problem->z_loss = request.real_or("z_loss", 0.0);
-  problem->softcap = request.real_or("softcap", 0.0);
-  problem->shift = static_cast<int32_t>(request.int_or("shift", 0));
-  problem->gauss_newton = static_cast<int32_t>(request.int_or("gauss_newton", 0));
 
   gce_reduction reduction = GCE_REDUCTION_MEAN;
   gce_value value = GCE_VALUE_PRIMITIVE;
@@ -215,22 +229,49 @@ gce_status set_options(const Request& request, gce_problem* problem) {
   return status;
 }
 
+gce_status plan_of(const gce_problem& problem, int32_t threads, gce_plan** plan) {
+  return gce_plan_create(&problem, threads, plan);
+}
+gce_status plan_of(const gce_binary_problem& problem, int32_t threads, gce_plan** plan) {
+  return gce_binary_plan_create(&problem, threads, plan);
+}
+
 // Unlike the Python module, uses as many threads as it is asked to however small the problem is.
-gce_status run(const Request& request) {
-  gce_problem problem;
-  gce_problem_init(&problem);
-  const gce_status status = set_options(request, &problem);
-  const int64_t threads = request.int_or("num_threads", 1);
-  if (status != GCE_OK) return status;
-  if (threads == 1) return gce_run(&problem);
+template <class Problem>
+gce_status run_on_threads(const Problem& problem, int64_t threads) {
   gce_plan* plan = nullptr;
-  const gce_status planned = gce_plan_create(&problem, static_cast<int32_t>(threads), &plan);
+  const gce_status planned = plan_of(problem, static_cast<int32_t>(threads), &plan);
   if (planned != GCE_OK) return planned;
   std::vector<std::thread> workers;
   for (int32_t i = 0; i < gce_plan_workers(plan); ++i) workers.emplace_back(gce_plan_work, plan, i);
   for (std::thread& worker : workers) worker.join();
   gce_plan_finish(plan);
   return GCE_OK;
+}
+
+gce_status run(const Request& request) {
+  gce_problem problem;
+  gce_problem_init(&problem);
+  problem.axis = static_cast<int32_t>(request.int_or("axis", -1));
+  problem.has_ignore_index = static_cast<int32_t>(request.ints.count("ignore_index"));
+  problem.ignore_index = request.int_or("ignore_index", 0);
+  problem.z_loss = request.real_or("z_loss", 0.0);
+  problem.softcap = request.real_or("softcap", 0.0);
+  problem.shift = static_cast<int32_t>(request.int_or("shift", 0));
+  problem.gauss_newton = static_cast<int32_t>(request.int_or("gauss_newton", 0));
+  const gce_status status = set_options(request, &problem);
+  const int64_t threads = request.int_or("num_threads", 1);
+  if (status != GCE_OK) return status;
+  return threads == 1 ? gce_run(&problem) : run_on_threads(problem, threads);
+}
+
+gce_status run_binary(const Request& request) {
+  gce_binary_problem problem;
+  gce_binary_problem_init(&problem);
+  const gce_status status = set_options(request, &problem);
+  const int64_t threads = request.int_or("num_threads", 1);
+  if (status != GCE_OK) return status;
+  return threads == 1 ? gce_binary_run(&problem) : run_on_threads(problem, threads);
 }
 
 gce_status pointwise(const Request& request, int64_t* out_of_range) {
@@ -259,6 +300,8 @@ Reply answer(const Request& request) {
     reply.status = pointwise(request, &reply.number);
   } else if (request.action == "run") {
     reply.status = run(request);
+  } else if (request.action == "run_binary") {
+    reply.status = run_binary(request);
   } else {
     die("cannot do " + request.action);
   }

@@ -27,13 +27,16 @@ inline F64 pointwise_loss(F64 l, F64 gamma, F64 b) {
   return select(l == l, primitive_loss(t, l, gamma, b), l);
 }
 
-inline F64 pointwise_grad_weight(F64 l, F64 gamma, F64 b) {
-  const Exponential e = exponential_of(l);
+// gamma / e^l, given e = e^l.
+inline F64 gamma_over_exponential(F64 gamma, F64 l, const Exponential& e) {
   const F64 scaled =
       (gamma * broadcast(0x1p64)) / e.mantissa;  // a subnormal gamma keeps its digits
   const F64 gamma_over_p = scale_by_integer(scaled, broadcast(-64.0) - e.exponent);
-  return grad_weight(select(l < broadcast(kLeastLogP), gamma_over_zero(gamma), gamma_over_p), gamma,
-                     b);
+  return select(l < broadcast(kLeastLogP), gamma_over_zero(gamma), gamma_over_p);
+}
+
+inline F64 pointwise_grad_weight(F64 l, F64 gamma, F64 b) {
+  return grad_weight(gamma_over_exponential(gamma, l, exponential_of(l)), gamma, b);
 }
 
 inline F64 pointwise_gamma_grad(F64 l, F64 gamma) {

@@ -73,9 +73,16 @@ void work_on_segments(const RowProblem& p, char* scratch, int64_t worker, const 
 #define GCE_TEXT(a) GCE_TEXT_(a)
 
 const KernelTable* GCE_JOIN(GCE_ISA, _kernels)() {
-  static const KernelTable table = {GCE_TEXT(GCE_ISA), lay_out,       work,
-                                    work_on_segments,  check_targets, check_probabilities,
-                                    pointwise,         limit};
+  static const KernelTable table = {GCE_TEXT(GCE_ISA),
+                                    lay_out,
+                                    work,
+                                    work_on_segments,
+                                    work_on_elements,
+                                    check_targets,
+                                    check_probabilities,
+                                    first_outside_unit,
+                                    pointwise,
+                                    limit};
   return &table;
 }
 

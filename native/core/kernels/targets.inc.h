@@ -1,4 +1,4 @@
-// Checking and counting targets, in loops that the compiler vectorises. Included by ../kernels.inc.h.
+// Checking targets and fractions, in loops that the compiler vectorises. Included by ../kernels.inc.h.
 
 namespace gce {
 namespace {
@@ -50,39 +50,45 @@ TargetCheck check_targets(const char* targets, int32_t dtype, int64_t stride, in
   return check_each(targets, dtype, stride, n, classes, has_ignore_index, ignore_index);
 }
 
-// Whether a vector's worth are all finite and >= 0.
-template <class Vector>
-inline bool all_are_probabilities(Vector t) {
-  const Vector zero = broadcast(typename Vector::Scalar(0));
-  return all(t - t == zero) && !any(t < zero);
-}
-
-template <class Storage>
-int64_t first_that_is_none(const char* row, int64_t stride, int64_t n) {
+// The first of n floats that is not wanted; n if all are. all_wanted(vector) says whether all lanes are.
+template <class Storage, class AllWanted>
+int64_t first_unwanted_as(const char* p, int64_t stride, int64_t n, AllWanted all_wanted) {
   using Vector = typename ComputeOf<Storage>::Vector;
-  int64_t v = 0;
+  int64_t i = 0;
   if (stride == int64_t{sizeof(Storage)}) {
-    const Storage* t = reinterpret_cast<const Storage*>(row);
-    while (v + Vector::kLanes <= n && all_are_probabilities(load(t + v))) v += Vector::kLanes;
+    const Storage* x = reinterpret_cast<const Storage*>(p);
+    while (i + Vector::kLanes <= n && all_wanted(load(x + i))) i += Vector::kLanes;
   }
-  for (; v < n; ++v) {
-    const auto one = to_scalar(read<Storage>(row + v * stride));
-    if (!(one >= 0) || one - one != 0) return v;
+  while (i < n && all_wanted(broadcast(to_scalar(read<Storage>(p + i * stride))))) ++i;
+  return i;
+}
+template <class AllWanted>
+int64_t first_unwanted(const char* p, int32_t dtype, int64_t stride, int64_t n,
+                       AllWanted all_wanted) {
+  switch (dtype) {
+    case GCE_FLOAT16:
+      return first_unwanted_as<Float16>(p, stride, n, all_wanted);
+    case GCE_BFLOAT16:
+      return first_unwanted_as<BFloat16>(p, stride, n, all_wanted);
+    case GCE_FLOAT32:
+      return first_unwanted_as<float>(p, stride, n, all_wanted);
+    default:
+      return first_unwanted_as<double>(p, stride, n, all_wanted);
   }
-  return v;
 }
 
 int64_t check_probabilities(const char* row, int32_t dtype, int64_t stride, int64_t n) {
-  switch (dtype) {
-    case GCE_FLOAT16:
-      return first_that_is_none<Float16>(row, stride, n);
-    case GCE_BFLOAT16:
-      return first_that_is_none<BFloat16>(row, stride, n);
-    case GCE_FLOAT32:
-      return first_that_is_none<float>(row, stride, n);
-    default:
-      return first_that_is_none<double>(row, stride, n);
-  }
+  return first_unwanted(row, dtype, stride, n, [](auto t) {
+    const auto zero = t - t;  // NaN where t is infinite
+    return all(zero == zero) && !any(t < zero);
+  });
+}
+
+int64_t first_outside_unit(const char* p, int32_t dtype, int64_t stride, int64_t n) {
+  return first_unwanted(p, dtype, stride, n, [](auto x) {
+    using Scalar = typename decltype(x)::Scalar;
+    return all(x == x) && !any(x < broadcast(Scalar(0))) && !any(broadcast(Scalar(1)) < x);
+  });
 }
 
 }  // namespace

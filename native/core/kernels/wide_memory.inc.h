@@ -1,10 +1,10 @@
-// Rows of any dtype and strides to doubles and back, and the cap on them: for wide_rows.inc.h. Included by
-// ../kernels.inc.h.
+// Numbers of any dtype and stride to doubles and back, and the cap on them: for wide_rows.inc.h and binary.inc.h.
+// Included by ../kernels.inc.h.
 
 namespace gce {
 namespace {
 
-// n numbers of any dtype and stride as doubles, and `fill` up to a whole vector.
+// n numbers of any dtype and stride as doubles.
 template <class Storage>
 void load_contiguous(const char* from, int64_t n, double* to) {
   using Vector = typename ComputeOf<Storage>::Vector;
@@ -14,8 +14,7 @@ void load_contiguous(const char* from, int64_t n, double* to) {
   for (; v < n; ++v)
     to[v] = static_cast<double>(to_scalar(read<Storage>(from + v * int64_t{sizeof(Storage)})));
 }
-inline void load_row(const char* from, int32_t dtype, int64_t stride, int64_t n, double fill,
-                     double* to) {
+inline void load_strided(const char* from, int32_t dtype, int64_t stride, int64_t n, double* to) {
   if (stride != size_of(dtype)) {
     for (int64_t v = 0; v < n; ++v) to[v] = read_real(from + v * stride, dtype);
   } else if (dtype == GCE_FLOAT16) {
@@ -27,6 +26,11 @@ inline void load_row(const char* from, int32_t dtype, int64_t stride, int64_t n,
   } else {
     load_contiguous<double>(from, n, to);
   }
+}
+// And `fill` up to a whole vector.
+inline void load_row(const char* from, int32_t dtype, int64_t stride, int64_t n, double fill,
+                     double* to) {
+  load_strided(from, dtype, stride, n, to);
   for (int64_t v = n; v % F64::kLanes != 0; ++v) to[v] = fill;
 }
 
@@ -43,6 +47,19 @@ void store_row(const double* from, int32_t dtype, int64_t n, char* to, int64_t s
     }
   }
   for (; v < n; ++v) write_real(to + v * stride, dtype, from[v]);
+}
+
+inline void store_strided(const double* from, int32_t dtype, int64_t n, char* to, int64_t stride) {
+  switch (dtype) {
+    case GCE_FLOAT16:
+      return store_row<Float16>(from, dtype, n, to, stride);
+    case GCE_BFLOAT16:
+      return store_row<BFloat16>(from, dtype, n, to, stride);
+    case GCE_FLOAT32:
+      return store_row<float>(from, dtype, n, to, stride);
+    default:
+      return store_row<double>(from, dtype, n, to, stride);
+  }
 }
 
 // e^d for d <= 0; 0 for -inf.

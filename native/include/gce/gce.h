@@ -176,15 +176,58 @@ typedef struct gce_problem {
   gce_array gamma_grad;
 } gce_problem;
 
+/* The sigmoid form, for targets that do not exclude each other: each element of the logits is a row of its own, with
+ * p1 = sigmoid(z), p0 = 1 - p1 and target t in [0, 1],
+ *
+ *   loss      c t L(p1) + (1 - t) L(p0)                        L as above, with threshold and value
+ *   gradient  c t w(p1) (p1 - 1) + (1 - t) w(p0) p1
+ *
+ * times its weight. At gamma = 0 it is binary cross-entropy.
+ *
+ *   logits         float16, bfloat16, float32 or float64; any rank, any strides
+ *   targets        float dtype, the logits' shape
+ *   gamma          float dtype; 0-d, or the logits' shape; in [0, 1]
+ *   threshold      b: like gamma; absent = 0
+ *   weight         float dtype, of a shape that broadcasts to the logits': multiplies loss and gradient. An element of
+ *                  weight 0 has loss 0 even where it would be infinite; NaN stays NaN
+ *   pos_weight     c: like weight
+ *   grad_output    upstream gradient: 0-d, or the logits' shape with reduction none; absent = 1
+ *   label_smoothing  eps in [0, 1]: t becomes (1 - eps) t + eps / 2
+ *   normalizer     the divisor of the mean in place of the number of elements, if has_normalizer; finite and > 0
+ *
+ * Outputs; absent unless wanted:
+ *   loss           as in gce_problem; 0-d, or the logits' shape with reduction none
+ *   grad           the logits' dtype and shape; may be exactly the logits' memory (in place)
+ */
+typedef struct gce_binary_problem {
+  gce_array logits;
+  gce_array targets;
+  gce_array gamma;
+  gce_array threshold;
+  gce_array weight;
+  gce_array pos_weight;
+  gce_array grad_output;
+  double normalizer;
+  double label_smoothing; /* 0: none */
+  int32_t has_normalizer;
+  int32_t reduction; /* a gce_reduction */
+  int32_t value;     /* a gce_value */
+  gce_array loss;
+  gce_array grad;
+} gce_binary_problem;
+
 typedef struct gce_plan gce_plan;
 
 /* Defaults: everything absent, axis -1, reduction mean, value primitive, nothing ignored. */
 GCE_API void gce_problem_init(gce_problem* problem);
+GCE_API void gce_binary_problem_init(gce_binary_problem* problem);
 
 /* Check the problem and lay out the work for up to max_workers threads. On an error nothing is
  * written and *plan is NULL. The problem's arrays must outlive the plan; the struct need not. */
 GCE_API gce_status gce_plan_create(const gce_problem* problem, int32_t max_workers,
                                    gce_plan** plan);
+GCE_API gce_status gce_binary_plan_create(const gce_binary_problem* problem, int32_t max_workers,
+                                          gce_plan** plan);
 /* How many workers have something to do: between 1 and max_workers. */
 GCE_API int32_t gce_plan_workers(const gce_plan* plan);
 /* Take chunks of rows until none is left. Call it once for each worker in [0, gce_plan_workers),
@@ -194,6 +237,7 @@ GCE_API void gce_plan_work(gce_plan* plan, int32_t worker);
 GCE_API void gce_plan_finish(gce_plan* plan);
 /* Create, work and finish on the calling thread. */
 GCE_API gce_status gce_run(const gce_problem* problem);
+GCE_API gce_status gce_binary_run(const gce_binary_problem* problem);
 
 /* "none", "mean", "sum"; "primitive", "surrogate": what the options are called in every face. */
 GCE_API gce_status gce_reduction_from_name(const char* name, gce_reduction* reduction);
