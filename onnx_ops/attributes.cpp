@@ -41,6 +41,16 @@ bool read_int(const Api& api, const OrtKernelInfo* info, const char* name, int64
   });
 }
 
+void read_small_int(const Api& api, const OrtKernelInfo* info, const char* name, int32_t* out) {
+  int64_t value = *out;
+  read_int(api, info, name, &value);
+  *out = static_cast<int32_t>(value);
+  if (*out != value) {
+    throw Error(kInvalidArgument,
+                std::string(name) + " = " + std::to_string(value) + ", expected a 32-bit integer");
+  }
+}
+
 template <class Enum>
 void read_name(const Api& api, const OrtKernelInfo* info, const char* name,
                gce_status (*from_name)(const char*, Enum*), Enum* out) {
@@ -64,6 +74,8 @@ Attributes read_attributes(const Api& api, const OrtKernelInfo* info) {
   read_float(api, info, "threshold", &attributes.threshold);
   read_float(api, info, "label_smoothing", &attributes.label_smoothing);
   read_float(api, info, "z_loss", &attributes.z_loss);
+  read_float(api, info, "softcap", &attributes.softcap);
+  read_small_int(api, info, "shift", &attributes.shift);
   attributes.has_ignore_index = read_int(api, info, "ignore_index", &attributes.ignore_index);
   return attributes;
 }

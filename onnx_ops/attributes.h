@@ -15,11 +15,14 @@ struct Attributes {
   float threshold = 0.0f;
   float label_smoothing = 0.0f;
   float z_loss = 0.0f;
+  float softcap = 0.0f;
+  int32_t shift = 0;
   bool has_ignore_index = false;
   int64_t ignore_index = 0;
 };
 
-// Throws Error (kInvalidArgument) for an attribute of another type than its own, or an unknown name.
+// Throws Error (kInvalidArgument) for an attribute of another type than its own, an unknown name,
+// or a shift beyond 32 bits.
 Attributes read_attributes(const Api& api, const OrtKernelInfo* info);
 
 }  // namespace gce_onnx

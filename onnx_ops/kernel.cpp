@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace gce_onnx {
 namespace {
 
-// GammaCrossEntropyLoss has its classes here, as SoftmaxCrossEntropyLoss has.
-constexpr int32_t kClassAxis = 1;
 constexpr int kMostThreads = 256;
 
 int32_t dtype_of(int element_type) {
@@ -54,9 +53,8 @@ class View {
     OrtTensorTypeAndShapeInfo* info = nullptr;
     check(api.GetTensorTypeAndShape()(value, &info));
     const OwnedTypeAndShape owned(info, {&api});
-    int type = 0;
     size_t ndim = 0;
-    check(api.GetTensorElementType()(info, &type));
+    check(api.GetTensorElementType()(info, &element_type_));
     check(api.GetDimensionsCount()(info, &ndim));
     if (ndim > GCE_MAX_NDIM) {
       throw Error(kInvalidArgument, "an input has " + std::to_string(ndim) +
@@ -67,10 +65,11 @@ class View {
     void* data = nullptr;
     // GetTensorMutableData is all there is; inputs are only read.
     check(api.GetTensorMutableData()(const_cast<OrtValue*>(value), &data));
-    set(data, dtype_of(type), static_cast<int32_t>(ndim));
+    set(data, dtype_of(element_type_), static_cast<int32_t>(ndim));
   }
 
   const gce_array& array() const { return array_; }
+  int element_type() const { return element_type_; }
   bool is_given() const { return array_.data != nullptr; }
   const int64_t* shape() const { return shape_; }
   size_t ndim() const { return static_cast<size_t>(array_.ndim); }
@@ -87,9 +86,19 @@ class View {
   }
 
   gce_array array_ = {};
+  int element_type_ = 0;
   int64_t shape_[GCE_MAX_NDIM];
   int64_t strides_[GCE_MAX_NDIM];
 };
+
+// That of the labels, without the class axis where they are probabilities.
+std::vector<int64_t> shape_of_rows(const View& labels) {
+  std::vector<int64_t> shape(labels.shape(), labels.shape() + labels.ndim());
+  if (!are_classes(labels.element_type()) && shape.size() > kClassAxis) {
+    shape.erase(shape.begin() + kClassAxis);
+  }
+  return shape;
+}
 
 // One run of a node: its context, and the views of its tensors.
 class Call {
@@ -165,7 +174,8 @@ void Kernel::compute(OrtKernelContext* context) const {
   const View& labels = call.input(kLabels);
   const View& scores = call.input(kScores);
   const bool per_row = attributes_.reduction == GCE_REDUCTION_NONE;
-  call.take_output(kLoss, labels.shape(), per_row ? labels.ndim() : 0);
+  const std::vector<int64_t> loss_shape = per_row ? shape_of_rows(labels) : std::vector<int64_t>();
+  call.take_output(kLoss, loss_shape.data(), loss_shape.size());
   call.take_output(kGrad, scores.shape(), scores.ndim());
 
   gce_problem problem;
@@ -178,6 +188,8 @@ void Kernel::compute(OrtKernelContext* context) const {
   problem.threshold = {&threshold, nullptr, nullptr, 0, GCE_FLOAT64, 0};
   problem.label_smoothing = attributes_.label_smoothing;
   problem.z_loss = attributes_.z_loss;
+  problem.softcap = attributes_.softcap;
+  problem.shift = attributes_.shift;
   problem.has_ignore_index = attributes_.has_ignore_index ? 1 : 0;
   problem.ignore_index = attributes_.ignore_index;
   problem.axis = kClassAxis;

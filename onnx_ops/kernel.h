@@ -13,6 +13,14 @@ namespace gce_onnx {
 enum Input : size_t { kScores, kLabels, kGamma, kWeights, kInputCount };
 enum Output : size_t { kLoss, kGrad, kOutputCount };
 
+// GammaCrossEntropyLoss has its classes here, as SoftmaxCrossEntropyLoss has.
+constexpr int32_t kClassAxis = 1;
+
+// Whether labels of this element type are one class per row; others are a probability of each class.
+inline bool are_classes(int element_type) {
+  return element_type == kInt64 || element_type == kInt32;
+}
+
 class Kernel {
  public:
   // session_threads: whether the runtime lends its threads (KernelContext_ParallelFor).

@@ -77,6 +77,8 @@ struct CustomOp;
     (const OrtShapeInferContext*, const char*, const OrtOpAttr**))                               \
   X(270, ShapeInferContext_SetOutputTypeShape, OrtStatus*,                                       \
     (const OrtShapeInferContext*, size_t index, const OrtTensorTypeAndShapeInfo*))               \
+  X(271, SetSymbolicDimensions, OrtStatus*,                                                      \
+    (OrtTensorTypeAndShapeInfo*, const char** names, size_t n))                                  \
   X(272, ReadOpAttr, OrtStatus*,                                                                 \
     (const OrtOpAttr*, int type, void* data, size_t size, size_t* needed))                       \
   X(274, KernelContext_ParallelFor, OrtStatus*,                                                  \

@@ -113,7 +113,7 @@ Registration make_registration(const Runtime& runtime) {
   Registration made;
   check(runtime.api->CreateCustomOpDomain()(kDomain, &made.domain));
   for (const int scores : {kFloat, kDouble, kFloat16, kBFloat16}) {
-    for (const int labels : {kInt64, kInt32}) {
+    for (const int labels : {kInt64, kInt32, kFloat, kDouble, kFloat16, kBFloat16}) {
       for (const int gamma : {kFloat, kDouble, kFloat16, kBFloat16}) {
         made.ops.push_back(std::make_unique<Op>(make_op(runtime, {scores, labels, gamma})));
         check(runtime.api->CustomOpDomain_Add()(made.domain, made.ops.back().get()));

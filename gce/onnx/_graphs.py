@@ -19,6 +19,7 @@ __all__ = [
     "copy_of",
     "described",
     "fresh_names",
+    "inner_graphs",
     "opset_of",
     "subgraphs_of",
     "value_names",
@@ -66,14 +67,16 @@ def opset_of(model: onnx.ModelProto) -> int:
 def bodies_of(model: onnx.ModelProto) -> Iterator[Body]:
     """The graph and the model's functions, each followed by its subgraphs."""
     for body in (model.graph, *model.functions):
-        yield from _with_subgraphs(body)
+        yield body
+        yield from inner_graphs(body)
 
 
-def _with_subgraphs(body: Body) -> Iterator[Body]:
-    yield body
+def inner_graphs(body: Body) -> Iterator[onnx.GraphProto]:
+    """The graphs inside, at any depth."""
     for node in body.node:
         for subgraph in subgraphs_of(node):
-            yield from _with_subgraphs(subgraph)
+            yield subgraph
+            yield from inner_graphs(subgraph)
 
 
 def subgraphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

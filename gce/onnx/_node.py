@@ -27,6 +27,8 @@ def loss_node(
     threshold: float = 0.0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    shift: int = 0,
     ignore_index: int | None = None,
     name: str | None = None,
 ) -> onnx.NodeProto:
@@ -49,6 +51,11 @@ def loss_node(
     threshold, label_smoothing, z_loss : float
         As for `gce.loss`. An ONNX attribute is a float32, and the operator takes its value:
         ``numpy.float32(0.1)`` is what ``threshold=0.1`` means here.
+    softcap : float, optional
+        As for `gce.loss`, as a float32 too. None is 0: no cap.
+    shift : int
+        As for `gce.loss`: row t along the last dimension of the labels, or along the same one of
+        the scores, predicts label t + shift.
     ignore_index : int, optional
         Rows with this label have loss 0 and gradient 0 and do not count. None: no row is ignored.
         (The default of `gce.loss` is -100; here, as in ONNX, there is none.)
@@ -76,13 +83,15 @@ def loss_node(
         "threshold": threshold,
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
+        "softcap": 0.0 if softcap is None else softcap,
     }
     for argument, number in numbers.items():
         if np.ndim(number) != 0:
             raise TypeError(f"{argument} has shape {np.shape(number)}, expected a number")
     attributes: dict[str, Any] = {"reduction": reduction, "value": value, **numbers}
-    check_attributes({**attributes, "ignore_index": ignore_index})
+    check_attributes({**attributes, "shift": shift, "ignore_index": ignore_index})
     attributes |= {name: float(number) for name, number in numbers.items()}
+    attributes["shift"] = int(shift)
     if ignore_index is not None:
         attributes["ignore_index"] = int(ignore_index)
     return onnx.helper.make_node(
@@ -95,6 +104,7 @@ def loss_node(
     )
 
 
-def check_attributes(attributes: dict[str, Any]) -> None:
+def check_attributes(attributes: dict[str, Any], probabilities: bool = False) -> None:
     """Raise what the core has to say about them: they go into a problem of one class."""
-    gce.loss(np.zeros((1, 1)), np.zeros(1, np.int64), 0.0, **{"ignore_index": None, **attributes})
+    labels: Any = np.ones((1, 1)) if probabilities else np.zeros(1, np.int64)
+    gce.loss(np.zeros((1, 1)), labels, 0.0, **{"ignore_index": None, **attributes})

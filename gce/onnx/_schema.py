@@ -27,6 +27,7 @@ _DOC = """The gamma-cross-entropy of scores and labels, and its gradient.
 For a row with scores z, p = softmax(z)[label] and d = 1 - gamma:
     loss      L = -log(gamma + d p) / d        (gamma = 0: -log p;  gamma = 1: 1 - p)
     gradient  dL/dz = max(threshold, p / (gamma + d p)) (softmax(z) - onehot(label))
+With probabilities t for labels it is the sum of t_k L(softmax(z)_k) over the classes.
 At gamma = 0 it is SoftmaxCrossEntropyLoss. Source: arXiv 2302.13344."""
 
 _Parameter = defs.OpSchema.FormalParameter
@@ -34,17 +35,22 @@ _Optional = defs.OpSchema.FormalParameterOption.Optional
 
 _INPUTS = [
     _Parameter("scores", "T", "[N, C, d1...dk], the logits"),
-    _Parameter("labels", "I", "[N, d1...dk], 0 <= label < C or ignore_index"),
-    _Parameter("gamma", "G", "0 <= gamma <= 1: scalar, or of the labels' shape"),
+    _Parameter(
+        "labels",
+        "L",
+        "integers [N, d1...dk], 0 <= label < C or ignore_index; or floats [N, C, d1...dk], "
+        "probabilities >= 0",
+    ),
+    _Parameter("gamma", "G", "0 <= gamma <= 1: scalar, or [N, d1...dk]"),
     _Parameter("weights", "T", "[C], class weights", param_option=_Optional),
 ]
 _OUTPUTS = [
-    _Parameter("loss", "T", "scalar, or of the labels' shape for reduction 'none'"),
+    _Parameter("loss", "T", "scalar, or [N, d1...dk] for reduction 'none'"),
     _Parameter("grad", "T", "[N, C, d1...dk], gradient of the loss", param_option=_Optional),
 ]
 _TYPES = [
     ("T", FLOATS, "scores, weights and outputs"),
-    ("I", INTEGERS, "labels"),
+    ("L", INTEGERS + FLOATS, "labels: classes, or probabilities of any of the types of T"),
     ("G", FLOATS, "gamma, of any of these types"),
 ]
 
@@ -57,6 +63,12 @@ def _attributes() -> list[defs.OpSchema.Attribute]:
         attribute("threshold", make("threshold", 0.0), "b, least gradient weight, in [0, 1]"),
         attribute("label_smoothing", make("label_smoothing", 0.0), "epsilon, in [0, 1]"),
         attribute("z_loss", make("z_loss", 0.0), "lambda of lambda logsumexp(scores)^2, >= 0"),
+        attribute("softcap", make("softcap", 0.0), "kappa of kappa tanh(scores / kappa); 0: none"),
+        attribute(
+            "shift",
+            make("shift", 0),
+            "s >= 0: row t along the last axis of rows predicts label t + s",
+        ),
         attribute(
             "ignore_index",
             defs.OpSchema.AttrType.INT,
@@ -103,6 +115,8 @@ def _infer(context: onnx.shape_inference.InferenceContext) -> None:
         loss.tensor_type.shape.CopyFrom(onnx.TensorShapeProto())
     elif labels is not None and labels.tensor_type.HasField("shape"):
         loss.tensor_type.shape.CopyFrom(labels.tensor_type.shape)
+        if f"tensor({tensor_type_name(labels.tensor_type.elem_type)})" in FLOATS:
+            del loss.tensor_type.shape.dim[1:2]
     elif len(scores.tensor_type.shape.dim) >= 2:
         batch, _, *rest = scores.tensor_type.shape.dim
         loss.tensor_type.shape.dim.extend([batch, *rest])

@@ -119,6 +119,13 @@ def fed(**feeds: Any) -> dict[str, Any]:
     return {"feeds": {name: np.asarray(a, FEEDS[name].dtype) for name, a in feeds.items()}}
 
 
+def probable(array: Any, types: Any = None, feeds: Any = None, **attributes: Any) -> Case:
+    """Labels that are these floats."""
+    elem_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    types = {"labels": (elem_type, [None] * array.ndim), **(types or {})}
+    return Case(types=types, feeds={"labels": array, **(feeds or {})}, **attributes)
+
+
 def edited(edit: Callable[[onnx.ModelProto], object], **options: Any) -> Case:
     return Case(edit=edit, **options)
 
@@ -211,7 +218,10 @@ CASES: dict[str, tuple[Case, str]] = {
     "weights empty": (Case(inputs=[*INPUTS[:3], ""]), ""),
     "weights and gradient empty": (Case(inputs=[*INPUTS[:3], ""], outputs=["loss", ""]), ""),
     "weights empty, one output": (Case(inputs=[*INPUTS[:3], ""], outputs=["loss"]), ""),
-    "all inputs the same": (Case(inputs=["scores"] * 4), "InvalidGraph"),
+    "all inputs the same": (
+        Case(inputs=["scores"] * 4),
+        "gamma has shape (3, 5), expected a scalar or (3,)",
+    ),
     "an input that is not there": (Case(inputs=["scores", "labels", "nothing"]), ""),
     "its own gradient as input": (edited(in_a_circle), ""),
     # The model around it.
@@ -241,7 +251,16 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "sequence scores": (Case(types={"scores": sequence("scores")}), "InvalidGraph"),
     "optional weights": (Case(inputs=INPUTS, types={"weights": optional("weights")}), ""),
-    "float labels": (Case(**typed("labels", FLOAT, np.zeros(3, "f4"))), "InvalidGraph"),
+    "bool labels": (Case(**typed("labels", TensorProto.BOOL, np.zeros(3, "?"))), "InvalidGraph"),
+    "string labels": (
+        Case(**typed("labels", TensorProto.STRING, np.array(["0", "1", "2"]))),
+        "InvalidGraph",
+    ),
+    "float labels": (
+        Case(**typed("labels", FLOAT, np.zeros(3, "f4"))),
+        "targets has dtype float32, expected an integer dtype for one class per row, or "
+        "probabilities of the shape of logits (3, 5)",
+    ),
     "int8 labels": (Case(**typed("labels", TensorProto.INT8, np.zeros(3, "i1"))), "InvalidGraph"),
     "uint64 labels": (
         Case(**typed("labels", TensorProto.UINT64, np.zeros(3, "u8"))),
@@ -310,6 +329,49 @@ CASES: dict[str, tuple[Case, str]] = {
         Case(types={name: (TYPES[name][0], None) for name in INPUTS}, reduction="none"),
         "ok [(5,), (3,), (3, 5)]",
     ),
+    # Probabilities.
+    "probabilities": (probable(SCORES), "ok [(5,), (), (3, 5)]"),
+    "probabilities, per row": (probable(SCORES, reduction="none"), "ok [(5,), (3,), (3, 5)]"),
+    "float64 probabilities": (probable(SCORES.astype("f8")), "ok [(5,), (), (3, 5)]"),
+    "float16 probabilities": (probable(SCORES.astype("f2")), "ok [(5,), (), (3, 5)]"),
+    "probabilities of unknown shape": (
+        Case(
+            types={name: (FLOAT, None) for name in INPUTS},
+            feeds={"labels": SCORES},
+            reduction="none",
+        ),
+        "ok [(5,), (3,), (3, 5)]",
+    ),
+    "probabilities of rank 0": (
+        probable(np.array(1.0, "f4"), reduction="none"),
+        "targets has shape (), expected (3, 5) of probabilities",
+    ),
+    "probabilities of rank 3": (
+        probable(SCORES[None], reduction="none"),
+        "targets has shape (1, 3, 5), expected (3, 5) of probabilities",
+    ),
+    "probabilities of fewer classes": (
+        probable(SCORES[:, :4]),
+        "targets has shape (3, 4), expected (3, 5) of probabilities",
+    ),
+    "a negative probability": (
+        probable(SCORES - np.float32(0.5)),
+        "targets[0, 0] = -0.5, expected a probability: finite and >= 0",
+    ),
+    "a probability NaN": (
+        probable(np.where(SCORES == SCORES[2, 1], np.float32(np.nan), SCORES)),
+        "targets[2, 1] = nan, expected a probability: finite and >= 0",
+    ),
+    "an infinite probability": (probable(SCORES + np.float32(np.inf)), "targets[0, 0] = inf"),
+    "probabilities, gamma of their shape": (
+        probable(SCORES, types={"gamma": (FLOAT, [3, 5])}, feeds={"gamma": SCORES / 9}),
+        "gamma has shape (3, 5), expected a scalar or (3,), the shape of targets without the class",
+    ),
+    "probabilities and an ignore_index": (
+        probable(SCORES, ignore_index=2),
+        "ignore_index = 2, expected none, or a negative one",
+    ),
+    "probabilities and a negative ignore_index": (probable(SCORES, ignore_index=-1), "ok"),
     # Numbers.
     "label of the number of classes": (
         Case(**fed(labels=[0, 5, 1])),
@@ -356,6 +418,18 @@ CASES: dict[str, tuple[Case, str]] = {
     "label smoothing infinite": (Case(label_smoothing=float("inf")), "label_smoothing = inf"),
     "z-loss below 0": (Case(z_loss=-0.5), "z_loss = -0.5, expected a finite number >= 0"),
     "z-loss NaN": (Case(z_loss=float("nan")), "z_loss = nan"),
+    "softcap below 0": (Case(softcap=-0.5), "softcap = -0.5, expected a finite number > 0"),
+    "softcap NaN": (Case(softcap=float("nan")), "softcap = nan"),
+    "softcap infinite": (Case(softcap=float("inf")), "softcap = inf"),
+    "shift below 0": (Case(shift=-1), "shift = -1, expected >= 0"),
+    "shift past the rows": (Case(shift=2**31 - 1), "ok [(5,), (), (3, 5)]"),
+    "shift of more than 32 bits": (Case(shift=2**31), f"shift = {2**31}, expected a 32-bit"),
+    "smallest shift": (Case(shift=-(2**63)), f"shift = {-(2**63)}, expected a 32-bit"),
+    "a label that no row predicts": (Case(**fed(labels=[9, 1, 1]), shift=1), "ok"),
+    "a label that a row predicts": (
+        Case(**fed(labels=[0, 1, 9]), shift=1),
+        "targets[2] = 9, expected 0 <= target < 5",
+    ),
     "smallest ignore_index": (Case(ignore_index=-(2**63)), "ok"),
     "unknown attribute": (Case(gama=1), ""),
 }
@@ -377,6 +451,8 @@ OWN_TYPES = {
     "threshold": "float",
     "label_smoothing": "float",
     "z_loss": "float",
+    "softcap": "float",
+    "shift": "int",
     "ignore_index": "int",
 }
 for _name, _own in OWN_TYPES.items():

@@ -171,7 +171,12 @@ def numpy_op(
 ) -> list[Any]:
     """What `run_op` is to give: `gce.loss_and_grad`, the loss rounded to the scores' dtype."""
     options = {"ignore_index": None, **attributes}
-    for name in ("threshold", "label_smoothing", "z_loss"):  # float32 in an ONNX attribute
+    for name in (
+        "threshold",
+        "label_smoothing",
+        "z_loss",
+        "softcap",
+    ):  # float32 in an ONNX attribute
         if name in options:
             options[name] = np.float32(options[name])
     loss, grad = gce.loss_and_grad(scores, labels, gamma, weight=weights, axis=1, **options)
@@ -189,10 +194,13 @@ def problem(
     ignored: int | None = None,
     scale: float = 3.0,
 ) -> dict[str, Any]:
-    """Random inputs for scores of this shape, classes along axis 1."""
+    """Random inputs for scores of this shape, classes along axis 1; float labels: probabilities."""
     rows = (shape[0], *shape[2:])
     scores = (rng.normal(size=shape) * scale).astype(dtype)
-    labels = rng.integers(0, shape[1], size=rows).astype(labels_dtype)
+    if np.dtype(labels_dtype) in FLOATS:
+        labels = probabilities(rng, shape).astype(labels_dtype)
+    else:
+        labels = rng.integers(0, shape[1], size=rows).astype(labels_dtype)
     if ignored is not None:
         labels[rng.random(rows) < 0.3] = ignored
     gamma = rng.random(rows) if gamma_per_row else rng.random()
@@ -200,6 +208,12 @@ def problem(
     if weights:
         arguments["weights"] = rng.uniform(0.1, 2.0, size=shape[1]).astype(dtype)
     return arguments
+
+
+def probabilities(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Some of them 0, and the sums of rows 1."""
+    t = rng.exponential(size=shape) * (rng.random(shape) < 0.7)
+    return t / np.maximum(t.sum(axis=1, keepdims=True), 1e-3)
 
 
 def bits(results: Any) -> list[tuple[Any, ...]]:

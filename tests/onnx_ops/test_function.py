@@ -32,7 +32,7 @@ NEWEST = 20 if runtime_version() < (1, 20) else 21 if runtime_version() < (1, 24
 
 def session_of(arguments, grad=True, opset=17, library=False, **attributes):
     inputs = values_of(arguments)
-    like = {"loss": arguments["labels"], "grad": arguments["scores"]}
+    like = {"loss": arguments["scores"][:, 0], "grad": arguments["scores"]}
     if attributes.get("reduction") != "none":
         like["loss"] = np.zeros(())
     names = ["loss", "grad"] if grad else ["loss"]
@@ -67,10 +67,12 @@ def assert_close(found, expected, case=""):
 
 @pytest.mark.parametrize("opset", range(15, NEWEST + 1))
 def test_every_opset(opset):
-    arguments = problem(np.random.default_rng(1), FLOATS[0], (5, 4, 2), weights=True, ignored=-1)
-    for reduction in ("mean", "none"):
+    rng = np.random.default_rng(1)
+    classes = problem(rng, FLOATS[0], (5, 4, 2), weights=True, ignored=-1)
+    probabilities = problem(rng, FLOATS[0], (5, 4, 2), FLOATS[0], weights=True)
+    for reduction, arguments in itertools.product(("mean", "none"), (classes, probabilities)):
         options = {"reduction": reduction, "ignore_index": -1, "label_smoothing": 0.25}
-        options["z_loss"] = 0.125
+        options |= {"z_loss": 0.125, "softcap": 4.0, "shift": 1}
         assert_close(run(arguments, opset=opset, **options), numpy_op(**arguments, **options))
 
 
@@ -83,16 +85,21 @@ def test_options_combined(dtype):
         "threshold": [0.0, 0.25, 1.0],
         "label_smoothing": [0.0, 0.125, 1.0],
         "z_loss": [0.0, 0.125],
+        "softcap": [0.0, 0.5, 30.0],
+        "shift": [0, 1, 2, 5],
         "ignore_index": [-100, 1],
     }
-    for _ in range(50):
+    for _ in range(100):
         chosen = [name for name in choices if chooser.random() < 0.6]
         options: dict[str, Any] = {name: chooser.choice(choices[name]) for name in chosen}
+        labels_dtype = chooser.choice([np.int32, np.int64, *FLOATS])
+        if labels_dtype in FLOATS:
+            options.pop("ignore_index", None)
         arguments = problem(
             rng,
             dtype,
-            chooser.choice([(1, 1), (4, 3), (3, 5, 2), (2, 9, 2, 2), (3, 200)]),
-            chooser.choice([np.int32, np.int64]),
+            chooser.choice([(1, 1), (4, 3), (3, 5, 2), (2, 9, 2, 3), (3, 200)]),
+            labels_dtype,
             chooser.choice(FLOATS),
             gamma_per_row=chooser.random() < 0.5,
             weights=chooser.random() < 0.5,
@@ -113,40 +120,84 @@ def test_the_ends_of_gamma_and_of_p(gamma):
         "labels": np.zeros(len(scores), np.int64),
         "gamma": np.array(gamma),
     }
-    for threshold, value in itertools.product((0.0, 0.25, 1.0), ("primitive", "surrogate")):
+    both = {**arguments, "labels": np.tile([0.75, 0.25], (len(scores), 1))}
+    both["labels"][::2] = [1.0, 0.0]
+    for threshold, value, case in itertools.product(
+        (0.0, 0.25, 1.0), ("primitive", "surrogate"), (arguments, both)
+    ):
         options = {"threshold": threshold, "value": value, "reduction": "none"}
-        found, expected = run(arguments, **options), numpy_op(**arguments, **options)
+        found, expected = run(case, **options), numpy_op(**case, **options)
         # As float32: between 1e-300 and 0 the function may not tell weights apart that both vanish.
         assert_close([r.astype("f4") for r in found], [r.astype("f4") for r in expected], options)
 
 
-def test_nan_and_infinity_stay_in_their_row():
+LABELS = [np.array([1, 2, 0, 0]), np.eye(3)[[1, 2, 0, 0]]]
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=["classes", "probabilities"])
+def test_nan_and_infinity_stay_in_their_row(labels):
     inf, nan = np.inf, np.nan
     scores = np.array([[nan, 0, 1], [0, 1, 2], [0, inf, 1], [-inf, -inf, -inf]], "f4")
-    arguments = {"scores": scores, "labels": np.array([1, 2, 0, 0]), "gamma": np.array(0.5)}
+    arguments = {"scores": scores, "labels": labels, "gamma": np.array(0.5)}
     loss, grad = run(arguments, reduction="none")
     assert np.isnan(loss[[0, 2, 3]]).all() and np.isnan(grad[[0, 2, 3]]).all()
     assert_close([loss[1], grad[1]], [r[1] for r in numpy_op(**arguments, reduction="none")])
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=["classes", "probabilities"])
+def test_capped_infinities_are_numbers(labels):
+    inf, nan = np.inf, np.nan
+    scores = np.array([[nan, 0, 1], [3e38, 1e-30, 2], [0, inf, 1], [-inf, -inf, -inf]], "f4")
+    arguments = {"scores": scores, "labels": labels, "gamma": np.array(0.5)}
+    options = {"reduction": "none", "softcap": 2.0}
+    loss, grad = run(arguments, **options)
+    assert np.isnan(loss).tolist() == [True, False, False, False] and np.isnan(grad[0]).all()
+    expected = numpy_op(**arguments, **options)
+    assert_close([loss[1:], grad[1:]], [r[1:] for r in expected])
+
+
+@pytest.mark.parametrize("labels_dtype", [np.int64, np.float32], ids=str)
+@pytest.mark.parametrize("shape", [(4, 3), (3, 3, 4), (2, 3, 2, 4)], ids=str)
+def test_what_no_row_predicts(shape, labels_dtype):
+    """NaN and what is out of range, where only an unshifted loss would see it, change nothing."""
+    arguments = problem(
+        np.random.default_rng(5), FLOATS[0], shape, labels_dtype, gamma_per_row=True
+    )
+    spoilt = {name: array.copy() for name, array in arguments.items()}
+    last = 0 if len(shape) == 2 else len(shape) - 1  # the scores' last axis of rows
+    np.moveaxis(spoilt["scores"], last, 0)[-2:] = np.nan
+    np.moveaxis(spoilt["labels"], last if labels_dtype == np.float32 else -1, 0)[:2] = -7
+    spoilt["gamma"][..., :2] = 3.0
+    for reduction in ("mean", "sum", "none"):
+        options = {"reduction": reduction, "shift": 2}
+        expected = numpy_op(**arguments, **options)
+        assert_close(run(arguments, **options), expected)
+        assert_close(run(spoilt, **options), expected)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.25])
 @pytest.mark.parametrize("z_loss", [0.0, 0.25])
 def test_masked_classes(smoothing, z_loss):
     scores = np.array([[0.0, -np.inf, 1.0], [2.0, -np.inf, 1.0]], "f4")
-    arguments = {"scores": scores, "labels": np.array([0, 2]), "gamma": np.array(0.5)}
+    soft = np.array([[0.75, 0.0, 0.25], [0.5, 0.0, 0.5]])
     options = {"label_smoothing": smoothing, "z_loss": z_loss, "reduction": "none"}
-    assert_close(run(arguments, **options), numpy_op(**arguments, **options))
-    arguments["weights"] = np.array([1.0, 0.0, 2.0], "f4")  # no weight, no part of the sum
-    found = run(arguments, **options)
-    assert np.isfinite(found[0]).all()
-    assert_close(found, numpy_op(**arguments, **options))
+    for labels, gamma in itertools.product((np.array([0, 2]), soft), (0.0, 0.5)):
+        arguments = {"scores": scores, "labels": labels, "gamma": np.array(gamma)}
+        assert_close(run(arguments, **options), numpy_op(**arguments, **options))
+        arguments["weights"] = np.array([1.0, 0.0, 2.0], "f4")  # no weight, no part of the sum
+        found = run(arguments, **options)
+        assert np.isfinite(found[0]).all()
+        assert_close(found, numpy_op(**arguments, **options))
 
 
+@pytest.mark.parametrize("labels_dtype", [np.int64, np.float32], ids=str)
 @pytest.mark.parametrize("shape", [(0, 5), (2, 5, 0)], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_no_rows(shape, reduction):
-    arguments = problem(np.random.default_rng(0), FLOATS[0], shape, weights=True)
-    assert_close(run(arguments, reduction=reduction), numpy_op(**arguments, reduction=reduction))
+def test_no_rows(shape, reduction, labels_dtype):
+    arguments = problem(np.random.default_rng(0), FLOATS[0], shape, labels_dtype, weights=True)
+    for shift in (0, 1):
+        options = {"reduction": reduction, "shift": shift}
+        assert_close(run(arguments, **options), numpy_op(**arguments, **options))
 
 
 def test_nothing_counted_is_zero():
@@ -173,13 +224,34 @@ def test_gamma_out_of_range_is_nan(gamma):
     assert np.isnan(grad[1]).all() and np.isfinite(grad[[0, 2, 3]]).all()
 
 
+@pytest.mark.parametrize("wrong", [-0.1, np.nan, np.inf])
+def test_what_is_no_probability_is_nan(wrong):
+    arguments = problem(np.random.default_rng(0), FLOATS[0], (4, 5), FLOATS[0])
+    arguments["labels"][1, 2] = wrong
+    loss, grad = run(arguments, reduction="none")
+    assert np.isnan(loss).tolist() == [False, True, False, False]
+    assert np.isnan(grad[1]).all() and np.isfinite(grad[[0, 2, 3]]).all()
+
+
+def test_probabilities_that_are_all_0():
+    """A row without targets still counts for the mean, and for smoothing and z-loss."""
+    arguments = problem(np.random.default_rng(0), FLOATS[0], (4, 5), FLOATS[0])
+    arguments["labels"][2] = 0.0
+    for options in ({}, {"label_smoothing": 0.25, "z_loss": 0.5}, {"reduction": "none"}):
+        assert_close(run(arguments, **options), numpy_op(**arguments, **options))
+
+
+@pytest.mark.parametrize("labels_dtype", [np.int64, np.float64], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_with_the_library_it_is_the_kernel(dtype):
+def test_with_the_library_it_is_the_kernel(dtype, labels_dtype):
     """The same bits as the kernel's, which the function's differ from."""
-    arguments = problem(np.random.default_rng(3), dtype, (300, 50), weights=True)
+    same_rounding = {BFLOAT16, np.dtype("float16")}
+    if labels_dtype == np.float64:  # the kernel is in float64 too
+        same_rounding.add(np.dtype("float32"))
+    arguments = problem(np.random.default_rng(3), dtype, (300, 50), labels_dtype, weights=True)
     expected = bits(numpy_op(**arguments))
     assert bits(run(arguments, library=True)) == expected
-    if dtype not in (BFLOAT16, np.float16):
+    if dtype not in same_rounding:
         assert bits(run(arguments)) != expected
 
 
@@ -213,6 +285,71 @@ def test_nodes_with_and_without_weights_in_one_model():
     again = gce.onnx.attach_function(attached)
     assert len(again.functions) == 1
     assert_close(make_session(again, library=False).run(None, weighted), expected)
+
+
+def test_options_of_one_node_are_none_of_another():
+    """One function for all of them has the parts that any of them needs."""
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5))
+    of_nodes: list[dict[str, Any]] = [{}, {"softcap": 0.5}, {"shift": 2}]
+    names = list(arguments)
+    nodes = [
+        gce.onnx.loss_node(*names, loss=f"loss{i}", grad=f"grad{i}", **options)
+        for i, options in enumerate(of_nodes)
+    ]
+    outputs = [Value(name, FLOATS[0], None) for node in nodes for name in node.output]
+    model = gce.onnx.attach_function(make_model(nodes, values_of(arguments), outputs))
+    expected = [result for options in of_nodes for result in numpy_op(**arguments, **options)]
+    assert_close(make_session(model, library=False).run(None, arguments), expected)
+    assert bits(make_session(model).run(None, arguments)) == bits(expected)
+
+
+def test_classes_and_probabilities_in_one_model_are_refused():
+    rng = np.random.default_rng(3)
+    classes = problem(rng, FLOATS[0], (6, 5))
+    soft = problem(rng, FLOATS[0], (6, 5), FLOATS[0])["labels"]
+    nodes = [
+        gce.onnx.loss_node("scores", "labels", "gamma", loss="a"),
+        gce.onnx.loss_node("scores", "soft", "gamma", loss="b"),
+    ]
+    outputs = [Value(name, FLOATS[0], []) for name in "ab"]
+    model = make_model(nodes, values_of({**classes, "soft": soft}), outputs)
+    expected = [numpy_op(**classes)[0], numpy_op(**{**classes, "labels": soft})[0]]
+    found = make_session(model).run(None, {**classes, "soft": soft})  # the kernel has both
+    assert bits(found) == bits(expected)
+    with pytest.raises(ValueError, match="expected one kind: a model has one function for all"):
+        gce.onnx.attach_function(model)
+
+
+def test_probabilities_that_are_computed():
+    """Their type is what onnx infers."""
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5), FLOATS[0])
+    nodes = [
+        helper.make_node("Mul", ["labels", "labels"], ["squares"]),
+        gce.onnx.loss_node("scores", "squares", "gamma"),
+    ]
+    model = make_model(nodes, values_of(arguments), [Value("loss", FLOATS[0], [])])
+    attached = gce.onnx.attach_function(model)
+    expected = numpy_op(**{**arguments, "labels": arguments["labels"] ** 2})[:1]
+    assert_close(make_session(attached, library=False).run(None, arguments), expected)
+
+
+def test_probabilities_in_a_branch_of_a_models_own_function():
+    """Their type is what the function is called with."""
+    arguments = problem(np.random.default_rng(3), FLOATS[0], (6, 5), FLOATS[1])
+    inner = gce.onnx.loss_node("s", "l", "g", loss="in_branch", softcap=2.0)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(gce.onnx.DOMAIN, 1)]
+    function = helper.make_function(
+        "mine", "Mine", [*"slg"], ["inner"], in_branches(inner), opset_imports=opsets
+    )
+    node = helper.make_node("Mine", list(arguments), ["loss"], domain="mine")
+    outputs = [Value("loss", FLOATS[0], [])]
+    model = make_model([node], values_of(arguments), outputs, functions=[function])
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.ir_version = 9
+    attached = gce.onnx.attach_function(model)
+    expected = numpy_op(**arguments, softcap=2.0)[:1]
+    for library in (False, True):
+        assert_close(make_session(attached, library=library).run(None, arguments), expected)
 
 
 def in_branches(inner, name="inner"):
@@ -320,9 +457,17 @@ def test_wrong_models():
     for attributes, message in [
         ({"reduction": "avg"}, 'reduction = "avg", expected "mean"'),
         ({"threshold": 2.0}, "threshold = 2, expected 0 <= threshold <= 1"),
+        ({"softcap": -2.0}, "softcap = -2, expected a finite number > 0"),
+        ({"shift": -2}, "shift = -2, expected >= 0"),
     ]:
         node = helper.make_node(
             gce.onnx.OP_TYPE, names, ["loss"], domain=gce.onnx.DOMAIN, **attributes
         )
         with pytest.raises(ValueError, match=message):
             gce.onnx.attach_function(make_model([node], inputs, [Value("loss", FLOATS[0], None)]))
+
+    soft = problem(np.random.default_rng(3), FLOATS[0], (6, 5), FLOATS[0])
+    node = gce.onnx.loss_node(*names, ignore_index=3)
+    model = make_model([node], values_of(soft), [Value("loss", FLOATS[0], None)])
+    with pytest.raises(ValueError, match="ignore_index = 3, expected none, or a negative one"):
+        gce.onnx.attach_function(model)

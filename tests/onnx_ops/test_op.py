@@ -47,7 +47,7 @@ def test_every_dtype_rank_and_reduction(shape, dtype, reduction):
     check(arguments, reduction=reduction, ignore_index=-1)
 
 
-@pytest.mark.parametrize("labels_dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("labels_dtype", [np.int32, np.int64, *FLOATS], ids=str)
 @pytest.mark.parametrize("gamma_dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_every_combination_of_types(dtype, gamma_dtype, labels_dtype):
@@ -62,6 +62,8 @@ ATTRIBUTES: dict[str, list[Any]] = {
     "threshold": [0.0, 0.2, 1.0],
     "label_smoothing": [0.0, 0.1, 1.0],
     "z_loss": [0.0, 1e-4, 0.5],
+    "softcap": [0.0, 0.7, 30.0],
+    "shift": [0, 1, 3],
     "ignore_index": [-100, 0, -1],
 }
 
@@ -73,11 +75,14 @@ def test_attributes_combined(dtype):
     for _ in range(60):
         chosen = chooser.sample(sorted(ATTRIBUTES), chooser.randint(0, len(ATTRIBUTES)))
         attributes: dict[str, Any] = {name: chooser.choice(ATTRIBUTES[name]) for name in chosen}
+        labels_dtype = chooser.choice([np.int32, np.int64, *FLOATS])
+        if labels_dtype in FLOATS:
+            attributes.pop("ignore_index", None)
         arguments = problem(
             rng,
             dtype,
             chooser.choice(SHAPES),
-            chooser.choice([np.int32, np.int64]),
+            labels_dtype,
             chooser.choice(FLOATS),
             gamma_per_row=chooser.random() < 0.5,
             weights=chooser.random() < 0.5,
@@ -92,7 +97,8 @@ def test_attributes_are_those_of_the_numpy_face():
     ours = inspect.signature(gce.loss).parameters
     # γ and weights are inputs; the rest has no place in an operator with classes along axis 1.
     elsewhere = {"logits", "targets", "gamma", "weight", "sample_weight", "normalizer", "axis"}
-    assert set(schema.attributes) == set(ours) - elsewhere - {"num_threads"}
+    elsewhere |= {"num_threads", "return_stats"}
+    assert set(schema.attributes) == set(ours) - elsewhere
     assert set(schema.attributes) == set(ATTRIBUTES)
 
 
@@ -102,13 +108,15 @@ def test_special_scores():
     )
     labels = np.array([1, 0, 1, 1])
     for gamma, reduction in itertools.product((0.0, 1e-30, 0.5, 1.0), REDUCTIONS):
-        for smoothing, z_loss in ((0.0, 0.0), (0.25, 0.0), (0.0, 0.5)):
-            check(
-                {"scores": scores, "labels": labels, "gamma": np.array(gamma)},
-                reduction=reduction,
-                label_smoothing=smoothing,
-                z_loss=z_loss,
-            )
+        for smoothing, z_loss, softcap in ((0, 0, 0), (0.25, 0, 0), (0, 0.5, 0), (0, 0, 5)):
+            for given in (labels, np.eye(3)[labels]):
+                check(
+                    {"scores": scores, "labels": given, "gamma": np.array(gamma)},
+                    reduction=reduction,
+                    label_smoothing=float(smoothing),
+                    z_loss=float(z_loss),
+                    softcap=float(softcap),
+                )
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (0, 5, 3), (2, 5, 0)], ids=str)
@@ -116,12 +124,14 @@ def test_special_scores():
 def test_no_rows(dtype, shape):
     rng = np.random.default_rng(0)
     for reduction in REDUCTIONS:
-        loss, grad = run_op(**problem(rng, dtype, shape, weights=True), reduction=reduction)
-        assert grad.shape == shape and grad.dtype == dtype
-        if reduction == "none":
-            assert loss.shape == (shape[0], *shape[2:])
-        else:
-            assert loss.shape == () and loss == 0
+        for labels_dtype, shift in itertools.product((np.int64, np.float64), (0, 2)):
+            arguments = problem(rng, dtype, shape, labels_dtype, weights=True)
+            loss, grad = run_op(**arguments, reduction=reduction, shift=shift)
+            assert grad.shape == shape and grad.dtype == dtype
+            if reduction == "none":
+                assert loss.shape == (shape[0], *shape[2:])
+            else:
+                assert loss.shape == () and loss == 0
 
 
 def test_nothing_counted_is_zero():
