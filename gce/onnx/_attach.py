@@ -19,10 +19,10 @@ from gce._onnx_library import DOMAIN
 from gce._types import Reduction, Value
 from gce.onnx._function import attach_function
 from gce.onnx._graphs import add_shapes, copy_of, fresh_names, opset_of, value_names
-from gce.onnx._node import loss_node
+from gce.onnx._node import check_attributes, loss_node
 from gce.onnx._schema import FLOATS, INTEGERS, VERSION, tensor_type_name
 
-__all__ = ["append_loss", "attach_loss", "elem_type_of", "name_of_logits"]
+__all__ = ["append_loss", "attach_loss", "elem_type_of", "name_of_logits", "type_of_labels"]
 
 Dims = list[Any]  # TensorShapeProto.Dimension
 SAME_ELEMENTS = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -40,7 +40,8 @@ def attach_loss(
     loss: str = "loss",
     grad: str | None = None,
     axis: int = 1,
-    labels_dtype: DTypeLike = np.int64,
+    probabilities: bool = False,
+    labels_dtype: DTypeLike | None = None,
     gamma_dtype: DTypeLike = np.float64,
     gamma_per_row: bool = False,
     function: bool = False,
@@ -49,6 +50,8 @@ def attach_loss(
     threshold: float = 0.0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    shift: int = 0,
     ignore_index: int | None = None,
 ) -> onnx.ModelProto:
     """Put the γ-cross-entropy behind a forward model.
@@ -72,17 +75,22 @@ def attach_loss(
     axis : {1, -1}
         The class axis of the logits: 1, as ONNX's own losses have it ([N, C, d1...dk]), or the last
         one ([B, T, C], say; for more than two dimensions the model needs opset 14 or newer).
-    labels_dtype : dtype
-        int64 or int32.
+    probabilities : bool
+        Whether the labels are probabilities, floats of the logits' shape, and not one class per
+        row.
+    labels_dtype : dtype, optional
+        int64, the default, or int32. Of probabilities any float: by default the logits' type, but
+        float32 where that has 16 bits.
     gamma_dtype : dtype
         Any float; with the default, what ``numpy.array(0.5)`` is.
     gamma_per_row : bool
-        Whether γ is of the labels' shape, and not a scalar.
+        Whether γ is one per row, of the logits' shape without the class axis, and not a scalar.
     function : bool
         Add the operator as a function in standard operators (`attach_function`), so that the model
         runs without the library too.
-    reduction, value, threshold, label_smoothing, z_loss, ignore_index
-        As for `loss_node`.
+    reduction, value, threshold, label_smoothing, z_loss, softcap, shift, ignore_index
+        As for `loss_node`. With a shift and more than two dimensions, classes that are the last
+        axis are transposed to be the second.
 
     Returns
     -------
@@ -143,6 +151,7 @@ def attach_loss(
         loss=loss,
         grad=grad,
         axis=axis,
+        probabilities=probabilities,
         labels_dtype=labels_dtype,
         gamma_dtype=gamma_dtype,
         gamma_per_row=gamma_per_row,
@@ -151,6 +160,8 @@ def attach_loss(
         threshold=threshold,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        softcap=softcap,
+        shift=shift,
         ignore_index=ignore_index,
     )
     attached.graph.output.extend(outputs)
@@ -170,21 +181,21 @@ def append_loss(
     loss: str,
     grad: str | None,
     axis: int,
-    labels_dtype: DTypeLike,
+    probabilities: bool,
+    labels_dtype: DTypeLike | None,
     gamma_dtype: DTypeLike,
     gamma_per_row: bool,
-    flat_grad: bool = False,
+    grad_of_node: bool = False,
     **attributes: Any,
 ) -> list[onnx.ValueInfoProto]:
     """Append the loss to `model` itself: its nodes, the domain, and the inputs that are new.
 
-    With `flat_grad`, the gradient stays [rows, C] where the logits are flattened to it. Returns
-    what `loss` and `grad` are.
+    With `grad_of_node`, the gradient stays what the node gives, where that has the logits in
+    another shape or order. Returns what `loss` and `grad` are.
     """
     graph = model.graph
     elem_type, dims = _type_of_logits(model, logits)
     row_dims, class_dim = _split_axis(dims, axis, opset_of(model))
-    flatten = axis == -1 and len(dims) > 2
     taken = value_names(model)
     new = {name for name in (labels, gamma, weights, loss, grad) if isinstance(name, str)}
     fresh = fresh_names(taken | new, loss)
@@ -193,7 +204,8 @@ def append_loss(
         if name not in taken:
             graph.input.append(_value_info(name, elem_type, dims))
 
-    append_input(labels, elem_type_of("labels_dtype", labels_dtype, INTEGERS), row_dims)
+    labels_type = type_of_labels(labels_dtype, probabilities, elem_type)
+    append_input(labels, labels_type, dims if probabilities else row_dims)
     gamma_type = elem_type_of("gamma_dtype", gamma_dtype, FLOATS)
     append_input(gamma, gamma_type, row_dims if gamma_per_row else [])
     weights_name = None
@@ -209,21 +221,26 @@ def append_loss(
     node = loss_node(
         logits, labels, gamma, weights=weights_name, loss=loss, grad=grad, **attributes
     )
+    if probabilities:
+        check_attributes(attributes, probabilities)
     per_row = attributes.get("reduction") == "none"
-    if flatten:
-        unflat = {labels}
-        unflat |= {gamma} if gamma_per_row else set()
-        unflat |= {loss} if per_row else set()
-        unflat |= {grad} if grad is not None and not flat_grad else set()
-        graph.node.extend(_on_flattened_rows(node, unflat, fresh))
-    else:
+    of_rows = {gamma} if gamma_per_row else set()
+    of_rows |= {loss} if per_row else set()
+    of_classes = {logits} if grad is None or grad_of_node else {logits, grad}
+    (of_classes if probabilities else of_rows).add(labels)
+    grad_dims = dims
+    if axis == 1 or len(dims) == 2:
         graph.node.append(node)
+    elif attributes.get("shift"):  # which needs the last axis of rows
+        graph.node.extend(_on_second_axis(node, of_classes, len(dims), fresh))
+        grad_dims = [dims[0], class_dim, *dims[1:-1]]
+    else:
+        graph.node.extend(_on_flattened_rows(node, of_rows, of_classes, fresh))
+        grad_dims = [onnx.TensorShapeProto.Dimension(), class_dim]
     _import_domain(model)
     outputs = [_value_info(loss, elem_type, row_dims if per_row else [])]
     if grad is not None:
-        rows = onnx.TensorShapeProto.Dimension()
-        grad_dims = [rows, class_dim] if flatten and flat_grad else dims
-        outputs.append(_value_info(grad, elem_type, grad_dims))
+        outputs.append(_value_info(grad, elem_type, grad_dims if grad_of_node else dims))
     return outputs
 
 
@@ -334,6 +351,16 @@ def elem_type_of(argument: str, dtype: DTypeLike, allowed: list[str]) -> int:
     return elem_type
 
 
+def type_of_labels(dtype: DTypeLike | None, probabilities: bool, logits_type: int) -> int:
+    """The element type of labels, of this dtype or the default one."""
+    if dtype is not None:
+        return elem_type_of("labels_dtype", dtype, FLOATS if probabilities else INTEGERS)
+    if not probabilities:
+        return int(onnx.TensorProto.INT64)
+    is_double = logits_type == onnx.TensorProto.DOUBLE
+    return int(onnx.TensorProto.DOUBLE if is_double else onnx.TensorProto.FLOAT)
+
+
 def _import_domain(model: onnx.ModelProto) -> None:
     for opset in model.opset_import:
         if opset.domain == DOMAIN and opset.version != VERSION:
@@ -362,28 +389,52 @@ def _check(model: onnx.ModelProto) -> None:
 
 
 def _on_flattened_rows(
-    node: onnx.NodeProto, unflat: set[str], fresh: Callable[[], str]
+    node: onnx.NodeProto, of_rows: set[str], of_classes: set[str], fresh: Callable[[], str]
 ) -> list[onnx.NodeProto]:
     """Nodes that do for [..., C] what `node` does for [N, C].
 
-    `unflat`: names of what has the dimensions [...], and that of the gradient if it is to be
-    [..., C].
+    `of_rows`: names of what has the dimensions [...]; `of_classes`: of what has [..., C].
     """
-    logits, labels = node.input[:2]
-    minus_one = fresh()
-    before = [helper.make_node("Constant", [], [minus_one], value_ints=[-1])]
+    logits = node.input[0]
+    zero, minus_one = fresh(), fresh()
+    before = [
+        helper.make_node("Constant", [], [zero], value_ints=[0]),
+        helper.make_node("Constant", [], [minus_one], value_ints=[-1]),
+    ]
     after = []
     for i, name in enumerate(node.input):
-        if name == logits or name in unflat:
+        if name in of_classes:
             node.input[i] = fresh()
-            flat = [name, minus_one] if name in unflat else [name]
-            make = {"op_type": "Reshape"} if name in unflat else {"op_type": "Flatten", "axis": -1}
-            before.append(helper.make_node(inputs=flat, outputs=[node.input[i]], **make))
-    for i, (name, like) in enumerate(zip(node.output, (labels, logits), strict=False)):
-        if name in unflat:
-            node.output[i], shape = fresh(), fresh()
-            after.append(helper.make_node("Shape", [like], [shape]))
-            after.append(helper.make_node("Reshape", [node.output[i], shape], [name], allowzero=1))
+            before.append(helper.make_node("Flatten", [name], [node.input[i]], axis=-1))
+        elif name in of_rows:
+            node.input[i] = fresh()
+            before.append(helper.make_node("Reshape", [name, minus_one], [node.input[i]]))
+    for i, name in enumerate(node.output):
+        if name not in of_classes | of_rows:
+            continue
+        node.output[i], shape = fresh(), fresh()
+        after.append(helper.make_node("Shape", [logits], [shape]))
+        if name in of_rows:
+            whole, shape = shape, fresh()
+            after.append(helper.make_node("Slice", [whole, zero, minus_one], [shape]))
+        after.append(helper.make_node("Reshape", [node.output[i], shape], [name], allowzero=1))
+    return [*before, node, *after]
+
+
+def _on_second_axis(
+    node: onnx.NodeProto, of_classes: set[str], rank: int, fresh: Callable[[], str]
+) -> list[onnx.NodeProto]:
+    """Nodes that do for [N, ..., C] what `node` does for [N, C, ...], where names have these."""
+    there, back = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
+    before, after = [], []
+    for i, name in enumerate(node.input):
+        if name in of_classes:
+            node.input[i] = fresh()
+            before.append(helper.make_node("Transpose", [name], [node.input[i]], perm=there))
+    for i, name in enumerate(node.output):
+        if name in of_classes:
+            node.output[i] = fresh()
+            after.append(helper.make_node("Transpose", [node.output[i]], [name], perm=back))
     return [*before, node, *after]
 
 

@@ -76,8 +76,8 @@ WITHOUT_WEIGHTS = """
     c_all = Identity (one)
 """
 
-# Where targets enter. Classes: a row has one target, of weight c_y. A negative class would count from
-# the last one: it is sent past it, which is an error.
+# Where targets enter. Classes: a row has one target, of weight c_y. A negative class would count
+# from the last one: it is sent past it, which is an error.
 CLASSES = {
     "rows": """
     rows_shape = Shape (labels)

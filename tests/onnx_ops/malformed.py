@@ -336,7 +336,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "float16 probabilities": (probable(SCORES.astype("f2")), "ok [(5,), (), (3, 5)]"),
     "probabilities of unknown shape": (
         Case(
-            types={name: (FLOAT, None) for name in INPUTS},
+            types=dict.fromkeys(INPUTS, (FLOAT, None)),
             feeds={"labels": SCORES},
             reduction="none",
         ),
@@ -359,7 +359,7 @@ CASES: dict[str, tuple[Case, str]] = {
         "targets[0, 0] = -0.5, expected a probability: finite and >= 0",
     ),
     "a probability NaN": (
-        probable(np.where(SCORES == SCORES[2, 1], np.float32(np.nan), SCORES)),
+        probable(np.where(SCORES[2, 1] == SCORES, np.float32(np.nan), SCORES)),
         "targets[2, 1] = nan, expected a probability: finite and >= 0",
     ),
     "an infinite probability": (probable(SCORES + np.float32(np.inf)), "targets[0, 0] = inf"),

@@ -9,9 +9,9 @@ import onnx
 from numpy.typing import ArrayLike, DTypeLike
 
 from gce._types import Reduction, Value
-from gce.onnx._attach import append_loss, elem_type_of, name_of_logits
+from gce.onnx._attach import append_loss, elem_type_of, name_of_logits, type_of_labels
 from gce.onnx._graphs import fresh_names, value_names
-from gce.onnx._node import loss_node
+from gce.onnx._node import check_attributes, loss_node
 from gce.onnx._schema import FLOATS, INTEGERS, tensor_type_name
 from gce.onnx.ort_training._runtime import onnxblock
 
@@ -32,14 +32,18 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
     axis : {1, -1}
         The class axis of the scores: 1, as ONNX's own losses have it ([N, C, d1...dk]), or the last
         one ([B, T, C], say; for more than two dimensions the model needs opset 14 or newer).
-    labels_dtype : dtype
-        int64 or int32.
+    probabilities : bool
+        Whether the labels are probabilities, floats of the scores' shape, and not one class per
+        row.
+    labels_dtype : dtype, optional
+        int64, the default, or int32. Of probabilities any float: by default the scores' type, but
+        float32 where that has 16 bits.
     gamma_dtype : dtype
         Any float; with the default, what ``numpy.array(0.5)`` is.
     gamma_per_row : bool
-        Whether γ is of the labels' shape, and not a scalar.
-    reduction, value, threshold, label_smoothing, z_loss, ignore_index
-        As for `gce.onnx.loss_node`. What ``reduction="none"`` gives must still be made a scalar, by
+        Whether γ is one per row, of the scores' shape without the class axis, and not a scalar.
+    reduction, value, threshold, label_smoothing, z_loss, softcap, shift, ignore_index
+        As for `gce.onnx.loss_node`; a shift only with a reduction. What ``reduction="none"`` gives must still be made a scalar, by
         ``onnxblock.blocks.ReduceMean`` say: of a loss that is none, ONNX Runtime trains the sum.
 
     Raises
@@ -80,7 +84,8 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
         *,
         weights: ArrayLike | None = None,
         axis: int = 1,
-        labels_dtype: DTypeLike = np.int64,
+        probabilities: bool = False,
+        labels_dtype: DTypeLike | None = None,
         gamma_dtype: DTypeLike = np.float64,
         gamma_per_row: bool = False,
         reduction: Reduction = "mean",
@@ -88,6 +93,8 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
         threshold: float = 0.0,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        softcap: float | None = None,
+        shift: int = 0,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
@@ -97,11 +104,20 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
             "threshold": threshold,
             "label_smoothing": label_smoothing,
             "z_loss": z_loss,
+            "softcap": softcap,
+            "shift": shift,
             "ignore_index": ignore_index,
         }
         # Wrong options are the caller's here, and not a surprise in the middle of `build`.
         loss_node("scores", "labels", "gamma", **attributes)
-        elem_type_of("labels_dtype", labels_dtype, INTEGERS)
+        if probabilities:
+            check_attributes(attributes, probabilities)
+        type_of_labels(labels_dtype, probabilities, onnx.TensorProto.FLOAT)
+        if shift and reduction == "none":
+            raise ValueError(
+                f"shift = {shift}, expected 0 for reduction = 'none': the gradient of each row's "
+                "loss would stand at another row"
+            )
         elem_type_of("gamma_dtype", gamma_dtype, FLOATS)
         if isinstance(weights, str):
             raise TypeError("weights has type str, expected an array of numbers")
@@ -110,6 +126,7 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
         self._options = {
             "weights": weights if weights is None else np.array(weights),
             "axis": axis,
+            "probabilities": probabilities,
             "labels_dtype": labels_dtype,
             "gamma_dtype": gamma_dtype,
             "gamma_per_row": gamma_per_row,
@@ -148,7 +165,8 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
         labels_name, gamma_name = (
             _unless_parameter(model, name) for name in (labels_name, gamma_name)
         )
-        _check_type(model, "labels_name", labels_name, INTEGERS)
+        labels_types = FLOATS if self._options["probabilities"] else INTEGERS
+        _check_type(model, "labels_name", labels_name, labels_types)
         _check_type(model, "gamma_name", gamma_name, FLOATS)
         fresh = fresh_names({*value_names(model), labels_name, gamma_name}, "gamma_cross_entropy")
         outputs = append_loss(
@@ -158,7 +176,7 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
             gamma=gamma_name,
             loss=fresh(),
             grad=fresh(),
-            flat_grad=True,
+            grad_of_node=True,
             **self._options,
         )
         # onnx before 1.18 cannot infer them.

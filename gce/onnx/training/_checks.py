@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -86,22 +87,26 @@ class Feeds:
         Those of its inputs that are the forward model's.
     labels : str
         Name of the labels.
-    per_row : bool
-        Whether γ has their shape.
+    options : mapping of str
+        Those of the loss.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, inputs: Sequence[str], labels: str, per_row: bool
+        self,
+        model: onnx.ModelProto,
+        inputs: Sequence[str],
+        labels: str,
+        options: Mapping[str, Any],
     ) -> None:
         types = {value.name: value.type.tensor_type for value in model.graph.input}
         self._inputs = list(inputs)
         self._dims = {name: dims_of(types[name]) for name in (*inputs, labels)}
         self._dtypes = {
             name: np.dtype(helper.tensor_dtype_to_np_dtype(types[name].elem_type))
-            for name in inputs
+            for name in (*inputs, labels)
         }
         self._labels = labels
-        self._per_row = per_row
+        self._options = options
 
     def inputs(self, given: Inputs) -> dict[str, Array]:
         """The inputs of the forward model, by name."""
@@ -133,11 +138,14 @@ class Feeds:
         self, inputs: Mapping[str, Array], labels: npt.ArrayLike, gamma: npt.ArrayLike
     ) -> dict[str, Array]:
         """Labels and γ; sizes that have a name are known from the inputs."""
-        indices = np.asarray(labels)
-        if indices.dtype.kind not in "iu":
-            raise TypeError(f"labels has dtype {indices.dtype}, expected integers")
-        if indices.dtype == np.uint64:  # what is too large must stay so
-            indices = np.minimum(indices, np.uint64(np.iinfo(np.int64).max))
+        targets = np.asarray(labels)
+        probabilities = self._options["probabilities"]
+        if probabilities and targets.dtype.kind != "f" and targets.dtype != ml_dtypes.bfloat16:
+            raise TypeError(f"labels has dtype {targets.dtype}, expected floats: probabilities")
+        if not probabilities and targets.dtype.kind not in "iu":
+            raise TypeError(f"labels has dtype {targets.dtype}, expected integers")
+        if targets.dtype == np.uint64:  # what is too large must stay so
+            targets = np.minimum(targets, np.uint64(np.iinfo(np.int64).max))
         sizes: dict[str, set[int]] = {}
         for name, array in inputs.items():
             for dim, size in zip(self._dims[name] or (), array.shape, strict=False):
@@ -145,21 +153,28 @@ class Feeds:
                     sizes.setdefault(dim, set()).add(size)
         known = {dim: found.pop() for dim, found in sizes.items() if len(found) == 1}
         dims = tuple(known.get(str(dim), dim) for dim in self._dims[self._labels] or ())
-        require_shape("labels", indices.shape, dims)
+        require_shape("labels", targets.shape, dims)
+        with np.errstate(over="ignore"):  # an infinite probability is for the loss to refuse
+            fed = targets.astype(self._dtypes[self._labels], copy=False)
+        numbers = self._gamma(gamma, targets.shape)
+        return {"labels": fed, "gamma": numbers.astype(np.float64, copy=False)}
 
-        numbers = numbers_of_gamma(gamma, self._per_row)
-        if self._per_row:
-            if numbers.ndim == 0:
-                numbers = np.broadcast_to(numbers, indices.shape)
-            if numbers.shape != indices.shape:
-                raise ValueError(
-                    f"gamma has shape {numbers.shape}, expected a number or {indices.shape}, "
-                    "the shape of labels"
-                )
-        return {
-            "labels": indices.astype(np.int64, copy=False),
-            "gamma": numbers.astype(np.float64, copy=False),
-        }
+    def _gamma(self, gamma: npt.ArrayLike, labels_shape: tuple[int, ...]) -> Array:
+        per_row = self._options["gamma_per_row"]
+        numbers = numbers_of_gamma(gamma, per_row)
+        if not per_row:
+            return numbers
+        shape, of = labels_shape, "labels"
+        if self._options["probabilities"]:
+            axis = self._options["axis"] % len(shape)
+            shape, of = shape[:axis] + shape[axis + 1 :], "labels without the class axis"
+        if numbers.ndim == 0:
+            numbers = np.broadcast_to(numbers, shape)
+        if numbers.shape != shape:
+            raise ValueError(
+                f"gamma has shape {numbers.shape}, expected a number or {shape}, the shape of {of}"
+            )
+        return numbers
 
 
 def dims_of(tensor: onnx.TypeProto.Tensor) -> Dims:

@@ -66,8 +66,9 @@ class TrainingGraph:
     inputs : tuple of str
         The inputs of the forward model that its logits need.
     labels, gamma, learning_rate : str
-        The inputs that the loss and the optimizer need: int64 labels; float64 scalars (γ of the
-        labels' shape with ``gamma_per_row``). The names are these words, or begin with them where
+        The inputs that the loss and the optimizer need: int64 labels (with ``probabilities``
+        floats: the logits' type, or float32 where that has 16 bits); float64 scalars (γ of the rows'
+        shape with ``gamma_per_row``). The names are these words, or begin with them where
         the forward model has such a name.
     loss : str
         The loss, a scalar of the logits' type: that of the parameters before the step.
@@ -136,9 +137,9 @@ def training_graph(
         of them together, as ``torch.nn.utils.clip_grad_norm_`` does. With infinity nothing is
         clipped, and the norm is computed.
     **options
-        Of the loss: ``axis``, ``weights`` (numbers), ``gamma_per_row``, ``reduction`` ("mean" or
-        "sum"), ``value``, ``threshold``, ``label_smoothing``, ``z_loss`` and ``ignore_index``, as
-        for `gce.onnx.attach_loss`.
+        Of the loss: ``axis``, ``weights`` (numbers), ``probabilities``, ``gamma_per_row``,
+        ``reduction`` ("mean" or "sum"), ``value``, ``threshold``, ``label_smoothing``, ``z_loss``,
+        ``softcap``, ``shift`` and ``ignore_index``, as for `gce.onnx.attach_loss`.
 
     Returns
     -------

@@ -159,9 +159,7 @@ class Trainer:
             "model": digest(self._forward),
         }
         program = self._step.program
-        self._feeds = Feeds(
-            program.model, self._forward.inputs, program.feeds["labels"], options["gamma_per_row"]
-        )
+        self._feeds = Feeds(program.model, self._forward.inputs, program.feeds["labels"], options)
         self._evaluation: Runner | None = None
         self._prediction: Runner | None = None
         self._steps = self._collected = 0
@@ -203,11 +201,12 @@ class Trainer:
         inputs : mapping of str to array_like, or array_like
             The inputs of the model by name, those that the logits need; the array alone if there
             is but one. Their types are the model's: nothing is converted.
-        labels : array_like of int
-            As the loss takes them: for logits [N, C, d1...dk] of shape [N, d1...dk].
+        labels : array_like of int, or of float
+            As the loss takes them: for logits [N, C, d1...dk] of shape [N, d1...dk]; with
+            ``probabilities`` floats of the logits' shape.
         gamma : array_like, optional
             γ of this call, instead of the trainer's: a number, or with ``gamma_per_row`` one per
-            row too, of the shape of labels.
+            row too, of the logits' shape without the class axis.
         learning_rate : float, optional
             That of this call, instead of the trainer's. With ``accumulate`` that of the call which
             completes a step counts.
