@@ -6,13 +6,14 @@ the core that `gce.loss_and_grad` uses, bit for bit. `attach_loss` puts it behin
 operators for runtimes that do not have the library.
 
 ================  ==============================================================================
-inputs            ``scores`` T[N, C, d1...dk]; ``labels`` int32 or int64 [N, d1...dk]; ``gamma``
-                  float, scalar or of the labels' shape; ``weights`` T[C], optional
-outputs           ``loss`` T, scalar, or of the labels' shape for reduction "none"; ``grad``
+inputs            ``scores`` T[N, C, d1...dk]; ``labels`` int32 or int64 [N, d1...dk], or
+                  probabilities, any float [N, C, d1...dk]; ``gamma`` any float, scalar or
+                  [N, d1...dk]; ``weights`` T[C], optional
+outputs           ``loss`` T, scalar, or [N, d1...dk] for reduction "none"; ``grad``
                   T[N, C, d1...dk], optional: the loss' (or the losses' sum's) gradient
 attributes        ``reduction``, ``value``, ``threshold``, ``label_smoothing``, ``z_loss``,
-                  ``ignore_index``
-T                 float, double, float16, bfloat16
+                  ``softcap``, ``shift``, ``ignore_index``
+T, any float      float, double, float16, bfloat16
 ================  ==============================================================================
 
 It mirrors the standard SoftmaxCrossEntropyLoss, which it equals at gamma = 0. Importing this module

@@ -54,8 +54,8 @@ def loss_node(
     softcap : float, optional
         As for `gce.loss`, as a float32 too. None is 0: no cap.
     shift : int
-        As for `gce.loss`: row t along the last dimension of the labels, or along the same one of
-        the scores, predicts label t + shift.
+        As for `gce.loss`: row t along the last axis of the scores that is not the class axis
+        predicts label t + shift.
     ignore_index : int, optional
         Rows with this label have loss 0 and gradient 0 and do not count. None: no row is ignored.
         (The default of `gce.loss` is -100; here, as in ONNX, there is none.)

@@ -101,24 +101,29 @@ def test_a_forward_model_gets_loss_and_gradient():
     assert bits(found[1:]) == bits(numpy_op(x + np.float32(1), labels, 0.3, ignore_index=-100))
 
 
+@pytest.mark.parametrize("options", [{}, {"shift": 1, "softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("function", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize("dims", [["N", 5], ["B", 5, 4], ["B", "T", 5], [2, 5, 3, 5]], ids=str)
-def test_the_class_axis(dims, axis, reduction, function):
+def test_the_class_axis(dims, axis, reduction, function, probabilities, options):
     if axis == 1 and dims[1] == "T":
         dims = ["B", 5, "T"]
     shape = [{"N": 7, "B": 2, "T": 3}.get(dim, dim) for dim in dims]
     x = RNG.normal(size=shape).astype("f4")
     rows = [*shape[:-1]] if axis == -1 else [shape[0], *shape[2:]]
-    labels = RNG.integers(0, 5 if shape[axis] == 5 else shape[axis], size=rows)
+    labels = RNG.integers(0, shape[axis], size=rows)
+    if probabilities:
+        labels = RNG.random(shape).astype("f4")
     gamma = RNG.random(rows)
     weights = RNG.random(shape[axis])
-    options = {"reduction": reduction, "label_smoothing": 0.25}
+    options = {"reduction": reduction, "label_smoothing": 0.25, **options}
     model = gce.onnx.attach_loss(
         linear(dims),
         grad="grad",
         axis=axis,
+        probabilities=probabilities,
         gamma_per_row=True,
         weights=weights,
         function=function,
@@ -184,6 +189,34 @@ def test_types_and_names_of_the_inputs():
     assert types == {"x": TensorProto.FLOAT, "y": TensorProto.INT32, "g": TensorProto.FLOAT}
 
 
+@pytest.mark.parametrize(
+    ("logits_dtype", "labels_dtype", "expected"),
+    [
+        ("float32", None, TensorProto.FLOAT),
+        ("float64", None, TensorProto.DOUBLE),
+        ("float16", None, TensorProto.FLOAT),
+        ("float32", "float64", TensorProto.DOUBLE),
+        ("float16", np.float16, TensorProto.FLOAT16),
+        ("float64", ml_dtypes.bfloat16, TensorProto.BFLOAT16),
+    ],
+)
+def test_the_type_of_probabilities(logits_dtype, labels_dtype, expected):
+    model = gce.onnx.attach_loss(
+        linear(dtype=logits_dtype), probabilities=True, labels_dtype=labels_dtype
+    )
+    labels = model.graph.input[1]
+    assert labels.type.tensor_type.elem_type == expected and dims_of(labels) == ["N", 5]
+    make_session(model)  # there is a kernel for it
+
+
+def test_a_softcap_of_none_is_none():
+    found = {
+        a.name: helper.get_attribute_value(a)
+        for a in gce.onnx.loss_node("s", "l", "g", softcap=None).attribute
+    }
+    assert found["softcap"] == 0.0
+
+
 def test_a_path_is_a_model(tmp_path):
     path = tmp_path / "forward.onnx"
     onnx.save(linear(), path)
@@ -243,6 +276,22 @@ WRONG = [
     (TypeError, "labels_dtype = 'uint8', expected one of int64, int32", {"labels_dtype": "uint8"}),
     (TypeError, "labels_dtype = 'foo', expected one of int64", {"labels_dtype": "foo"}),
     (TypeError, "labels_dtype = 'M8[s]', expected one of int64", {"labels_dtype": "M8[s]"}),
+    (TypeError, "labels_dtype = 'float32', expected one of int64", {"labels_dtype": "float32"}),
+    (
+        TypeError,
+        "labels_dtype = 'int64', expected one of float, double, float16, bfloat16",
+        {"labels_dtype": "int64", "probabilities": True},
+    ),
+    (
+        ValueError,
+        "ignore_index = 2, expected none, or a negative one, for targets that are probabilities",
+        {"ignore_index": 2, "probabilities": True},
+    ),
+    (ValueError, "softcap = -1, expected a finite number > 0", {"softcap": -1.0}),
+    (TypeError, "softcap has shape (1,), expected a number", {"softcap": [1.0]}),
+    (ValueError, "shift = -1, expected >= 0", {"shift": -1}),
+    (ValueError, "shift = 2147483648, expected a 32-bit", {"shift": 2**31}),
+    (TypeError, "shift has type float, expected int", {"shift": 1.0}),
     (TypeError, "gamma_dtype = <class 'int'>, expected one of float", {"gamma_dtype": int}),
     (TypeError, "gamma_dtype = None, expected one of float", {"gamma_dtype": None}),
     (TypeError, "gamma_dtype = <class 'numpy.longdouble'>", {"gamma_dtype": np.longdouble}),
@@ -375,12 +424,14 @@ def test_defaults_are_those_of_the_schema():
         )
 
 
-def inferred(dims=("N", 5, "T"), outputs=("loss", "grad"), **attributes):
-    types = {"scores": FLOATS[2], "labels": np.dtype("int64"), "gamma": FLOATS[1]}
+def inferred(dims=("N", 5, "T"), outputs=("loss", "grad"), probabilities=False, **attributes):
+    labels_dtype = np.dtype("float32" if probabilities else "int64")
+    types = {"scores": FLOATS[2], "labels": labels_dtype, "gamma": FLOATS[1]}
     node = helper.make_node(
         gce.onnx.OP_TYPE, list(types), list(outputs), domain=gce.onnx.DOMAIN, **attributes
     )
-    shapes = {"scores": list(dims), "labels": [dims[0], *dims[2:]], "gamma": []}
+    labels_dims = dims if probabilities else [dims[0], *dims[2:]]
+    shapes = {"scores": list(dims), "labels": list(labels_dims), "gamma": []}
     model = make_model([node], [Value(n, types[n], shapes[n]) for n in types], [])
     model.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in outputs if n)
     return model
@@ -393,10 +444,13 @@ needs_inference = pytest.mark.skipif(
 
 
 @needs_inference
+@pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_onnx_infers_types_and_shapes(reduction):
+def test_onnx_infers_types_and_shapes(reduction, probabilities):
     model = onnx.shape_inference.infer_shapes(
-        inferred(reduction=reduction), check_type=True, strict_mode=True
+        inferred(reduction=reduction, probabilities=probabilities),
+        check_type=True,
+        strict_mode=True,
     )
     loss, grad = model.graph.output
     assert loss.type.tensor_type.elem_type == grad.type.tensor_type.elem_type == TensorProto.FLOAT16
@@ -411,9 +465,10 @@ def test_onnx_infers_a_node_of_one_output():
     assert dims_of(loss) == []
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_the_runtime_infers_types_and_shapes(reduction):
-    session = make_session(inferred(reduction=reduction))
+def test_the_runtime_infers_types_and_shapes(reduction, probabilities):
+    session = make_session(inferred(reduction=reduction, probabilities=probabilities))
     loss, grad = session.get_outputs()
     assert loss.type == grad.type == "tensor(float16)"
     # Older runtimes would crash on other models, were they given a function for it: see register().
@@ -453,9 +508,10 @@ def test_dimensions_without_a_name_stay_unknown(reduction):
         assert bits([-found]) == bits(expected[:1])
 
 
-def test_no_size_is_made_up():
-    session = make_session(inferred(dims=(None, 5, None), reduction="none"))
-    for output in session.get_outputs():
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_no_size_is_made_up(probabilities):
+    model = inferred(dims=(None, 5, None), reduction="none", probabilities=probabilities)
+    for output in make_session(model).get_outputs():
         assert not any(isinstance(dim, int) and dim < 0 for dim in output.shape)
 
 
@@ -489,13 +545,16 @@ def test_importing_twice_registers_once():
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_the_reference_evaluator(dtype, reduction, grad):
-    arguments = problem(np.random.default_rng(2), dtype, (4, 5, 2), weights=True, ignored=-1)
+    rng = np.random.default_rng(2)
+    classes = problem(rng, dtype, (4, 5, 2), weights=True, ignored=-1)
     options = {"reduction": reduction, "ignore_index": -1, "threshold": 0.25}
-    model = op_model_for(arguments, grad, **options)
-    evaluator = ReferenceEvaluator(model, new_ops=[gce.onnx.ReferenceOp])
-    found = evaluator.run(None, arguments)
-    assert bits(found) == bits(numpy_op(**arguments, **options)[: len(found)])
-    assert len(found) == 1 + grad
+    options |= {"softcap": 0.5, "shift": 1}
+    for arguments in (classes, problem(rng, dtype, (4, 5, 2), dtype, weights=True)):
+        model = op_model_for(arguments, grad, **options)
+        evaluator = ReferenceEvaluator(model, new_ops=[gce.onnx.ReferenceOp])
+        found = evaluator.run(None, arguments)
+        assert bits(found) == bits(numpy_op(**arguments, **options)[: len(found)])
+        assert len(found) == 1 + grad
 
 
 # --- register, library_path -----------------------------------------------------------------------

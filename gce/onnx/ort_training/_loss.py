@@ -43,8 +43,9 @@ class GammaCrossEntropyLoss(onnxblock.Block):  # type: ignore[misc]  # onnxrunti
     gamma_per_row : bool
         Whether γ is one per row, of the scores' shape without the class axis, and not a scalar.
     reduction, value, threshold, label_smoothing, z_loss, softcap, shift, ignore_index
-        As for `gce.onnx.loss_node`; a shift only with a reduction. What ``reduction="none"`` gives must still be made a scalar, by
-        ``onnxblock.blocks.ReduceMean`` say: of a loss that is none, ONNX Runtime trains the sum.
+        As for `gce.onnx.loss_node`; a shift only with a reduction. What ``reduction="none"`` gives
+        must still be made a scalar, by ``onnxblock.blocks.ReduceMean`` say: of a loss that is none,
+        ONNX Runtime trains the sum.
 
     Raises
     ------

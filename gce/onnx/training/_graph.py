@@ -67,9 +67,9 @@ class TrainingGraph:
         The inputs of the forward model that its logits need.
     labels, gamma, learning_rate : str
         The inputs that the loss and the optimizer need: int64 labels (with ``probabilities``
-        floats: the logits' type, or float32 where that has 16 bits); float64 scalars (γ of the rows'
-        shape with ``gamma_per_row``). The names are these words, or begin with them where
-        the forward model has such a name.
+        floats: of the logits' type, or float32 where that has 16 bits); float64 scalars (γ one per
+        row with ``gamma_per_row``). The names are these words, or begin with them where the forward
+        model has such a name.
     loss : str
         The loss, a scalar of the logits' type: that of the parameters before the step.
     grad_norm : str or None
