@@ -28,11 +28,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "int32": {"labels_dtype": np.int32},
     "float32 gamma": {"gamma_dtype": np.float32},
     "gamma per row": {"gamma_per_row": True},
+    "softcap": {"softcap": 0.7},
+    "shift": {"shift": 1},
+    "probabilities": {"probabilities": True, "gamma_per_row": True},
+    "float64 probabilities": {"probabilities": True, "labels_dtype": "float64", "shift": 1},
     "all": {
         "reduction": "sum",
         "value": "surrogate",
         "threshold": 0.2,
         "label_smoothing": 0.05,
+        "softcap": 2.0,
+        "shift": 2,
         "ignore_index": 1,
         "weights": RNG.uniform(0.1, 2.0, size=5).astype(np.float32),
         "labels_dtype": "int32",
@@ -41,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 OF_THE_NODE = ("reduction", "value", "threshold", "label_smoothing", "ignore_index", "weights")
+OF_THE_NODE += ("softcap", "shift")
 
 
 def problem(shape: tuple[int, ...], options: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -48,7 +55,10 @@ def problem(shape: tuple[int, ...], options: dict[str, Any]) -> tuple[Any, Any, 
     axis = options.get("axis", 1)
     rows = tuple(np.delete(shape, axis))
     scores = (3 * RNG.normal(size=shape)).astype(np.float32)
-    labels = RNG.integers(0, shape[axis], size=rows).astype(options.get("labels_dtype", np.int64))
+    labels = RNG.integers(0, shape[axis], size=rows).astype(np.int64)
+    if options.get("probabilities"):
+        labels = RNG.random(shape).astype(np.float32)
+    labels = labels.astype(options.get("labels_dtype", labels.dtype))
     if options.get("ignore_index", 0) < 0:
         labels.flat[::3] = options["ignore_index"]
     gamma = RNG.random(rows if options.get("gamma_per_row") else ())
@@ -245,6 +255,22 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "axis = 2, expected 1 or -1", {"axis": 2}),
     (TypeError, "labels_dtype = 'uint8', expected one of int64, int32", {"labels_dtype": "uint8"}),
     (TypeError, "gamma_dtype = 'int64', expected one of float, double", {"gamma_dtype": "int64"}),
+    (
+        TypeError,
+        "labels_dtype = 'int64', expected one of float, double",
+        {"labels_dtype": "int64", "probabilities": True},
+    ),
+    (
+        ValueError,
+        "ignore_index = 1, expected none, or a negative one",
+        {"ignore_index": 1, "probabilities": True},
+    ),
+    (ValueError, "softcap = -1, expected a finite number > 0", {"softcap": -1.0}),
+    (
+        ValueError,
+        "shift = 1, expected 0 for reduction = 'none': the gradient of each row's loss",
+        {"shift": 1, "reduction": "none"},
+    ),
     (TypeError, "weights has type str, expected an array", {"weights": "w"}),
 ]
 
@@ -260,6 +286,12 @@ def test_wrong_options(error, message, options):
 USED_WRONGLY: list[tuple[type[Exception], str, dict[str, Any], tuple[str, ...]]] = [
     (ValueError, "logits = 'y', expected a value of the model", {}, ("y",)),
     (TypeError, "labels_name = 'x' is tensor(float) of the model", {}, ("scores", "x")),
+    (
+        TypeError,
+        "labels_name = 'ids' is tensor(int64) of the model",
+        {"probabilities": True},
+        ("scores", "ids"),
+    ),
     (TypeError, "gamma_name = 'ids' is tensor(int64)", {}, ("scores", "labels", "ids")),
     (TypeError, "logits = 'ids' has type int64, expected float16", {}, ("ids",)),
     (ValueError, "logits = 'flat' has 1 dimensions, expected at least 2", {}, ("flat",)),

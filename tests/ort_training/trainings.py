@@ -135,7 +135,7 @@ def expected(scores: Array, labels: Array, gamma: Array, **options: Any) -> tupl
     if "weights" in ours:
         weights = ours.pop("weights")
         ours["weight"] = None if weights is None else weights.astype(scores.dtype)
-    for name in ("threshold", "label_smoothing"):  # float32 in an ONNX attribute
+    for name in ("threshold", "label_smoothing", "softcap"):  # float32 in an ONNX attribute
         if name in ours:
             ours[name] = np.float32(ours[name])
     loss, grad = gce.loss_and_grad(scores, labels, gamma, **ours)

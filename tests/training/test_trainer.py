@@ -41,6 +41,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smoothing": {"label_smoothing": 0.125, "weights": [0.5, 1.0, 2.0, 0.0]},
     "weights": {"weights": np.array([0.5, 1.0, 2.0, 0.25], np.float32)},
     "ignored": {"ignore_index": 2},
+    "softcap": {"softcap": 0.5, "z_loss": 0.125},
+    "shift": {"shift": 3},
+    "probabilities": {"probabilities": True},
+    "probabilities of all": {
+        "probabilities": True,
+        "softcap": 0.5,
+        "shift": 1,
+        "label_smoothing": 0.125,
+        "weights": [0.5, 1.0, 2.0, 0.0],
+        "reduction": "sum",
+    },
 }
 
 
@@ -51,7 +62,7 @@ def bits(arrays: dict[str, Array]) -> dict[str, bytes]:
 def core_options(options: dict[str, Any]) -> dict[str, Any]:
     """What `gce.loss_and_grad` calls them."""
     names = {"weights": "weight"}
-    given = {names.get(name, name): value for name, value in options.items()}
+    given = {names.get(n, n): value for n, value in options.items() if n != "probabilities"}
     return {"ignore_index": None, **given}
 
 
@@ -64,6 +75,8 @@ def test_a_step_by_hand(options, gamma):
     # The loss and its gradient by the numpy face, the rest of the perceptron in float64.
     options = OPTIONS[options]
     x, labels = batch(16, 0, "float64")
+    if options.get("probabilities"):
+        labels = np.random.default_rng(1).dirichlet(np.ones(CLASSES), size=16)
     trainer = Trainer(
         perceptron("float64"), optimizer=SGD(), learning_rate=0.5, gamma=gamma, **options
     )
@@ -82,18 +95,30 @@ def test_a_step_by_hand(options, gamma):
         np.testing.assert_allclose(w[name] - array, 0.5 * slopes[name], rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("per_row", [False, True])
-def test_a_step_on_sequences(per_row):
+def test_a_step_on_sequences(per_row, probabilities, shift):
     # Classes on the last axis; some tokens are read several times.
     rng = np.random.default_rng(0)
     tokens, labels = rng.integers(0, 6, (3, 5)), rng.integers(0, CLASSES, (3, 5))
     gamma = rng.random((3, 5)) if per_row else 0.5
+    if probabilities:
+        labels = rng.dirichlet(np.ones(CLASSES), size=(3, 5)).astype("f4")
     trainer = Trainer(
-        sequences(), axis=-1, gamma=gamma, gamma_per_row=per_row, optimizer=SGD(), learning_rate=1.0
+        sequences(),
+        axis=-1,
+        gamma=gamma,
+        gamma_per_row=per_row,
+        probabilities=probabilities,
+        shift=shift,
+        optimizer=SGD(),
+        learning_rate=1.0,
     )
     w = trainer.parameters
     vectors = w["embedding"][tokens]
-    loss, grad = gce.loss_and_grad(vectors @ w["W"], labels, gamma)
+    loss, grad = gce.loss_and_grad(vectors @ w["W"], labels, gamma, shift=shift)
+    assert trainer.evaluate(tokens, labels) == pytest.approx(float(loss), rel=1e-6)
     slope = np.zeros_like(w["embedding"])
     np.add.at(slope, tokens, grad @ w["W"].T)
     assert trainer.step(tokens, labels) == pytest.approx(float(loss), rel=1e-6)

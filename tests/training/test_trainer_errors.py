@@ -24,6 +24,7 @@ from small_models import (
 import gce.onnx
 from gce.onnx.training import SGD, AdamW, Trainer, training_graph
 from gce.onnx.training._checks import Feeds
+from gce.onnx.training._graph import OPTIONS
 
 X, LABELS = batch(4, 0)
 ROWS = np.full(4, 0.5)
@@ -291,6 +292,28 @@ def test_labels_of_sequences():
     assert trainer.step(tokens, labels) > 0
 
 
+def test_probabilities_that_are_none():
+    trainer = Trainer(perceptron(), probabilities=True, gamma_per_row=True, gamma=0.5)
+    soft = np.full((4, CLASSES), 0.25)
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (LABELS, TypeError, "^labels has dtype int64, expected floats: probabilities$"),
+        (soft > 0, TypeError, "^labels has dtype bool, expected floats"),
+        (soft[:, :3], ValueError, r"^labels has shape \(4, 3\), expected \(4, 4\)$"),
+        (soft[0], ValueError, r"^labels has shape \(4,\), expected \(4, 4\)$"),
+        (changed(soft, (1, 2), -0.5), ValueError, r"^targets\[1, 2\] = -0.5, expected a probab"),
+        (changed(soft, (1, 2), NAN), ValueError, r"^targets\[1, 2\] = nan, expected a probab"),
+        (changed(soft, (1, 2), 1e300), ValueError, r"^targets\[1, 2\] = inf, expected a prob"),
+    ]
+    for labels, error, text in wrong:
+        require_unchanged(trainer, lambda labels=labels: trainer.step(X, labels), error, text)
+    text = r"gamma has shape \(4, 4\), .* or \(4,\), the shape of labels without the class axis$"
+    require_unchanged(trainer, lambda: trainer.step(X, soft, gamma=soft), ValueError, text)
+    assert trainer.step(X, soft, gamma=ROWS) > 0
+    text = "^labels has dtype float64, expected integers$"
+    other = Trainer(perceptron())
+    require_unchanged(other, lambda: other.step(X, soft), TypeError, text)
+
+
 @pytest.mark.parametrize("dims", [(None, None), ("?", "?"), ("B", "B"), (2, 3)], ids=str)
 def test_sizes_that_the_model_does_not_know(dims):
     # What is not known is not checked; a name that stands for two sizes says nothing.
@@ -310,7 +333,7 @@ def test_sizes_that_the_model_does_not_know(dims):
 def test_sizes_without_a_name_are_not_one_size():
     model = model_of([], {}, {"x": [None, 5], "labels": [None, None]}, {})
     x, labels = {"x": np.zeros((2, 5))}, np.zeros((3, 4), int)
-    assert Feeds(model, ["x"], "labels", False).of_loss(x, labels, 0.5)["labels"].shape == (3, 4)
+    assert Feeds(model, ["x"], "labels", OPTIONS).of_loss(x, labels, 0.5)["labels"].shape == (3, 4)
     named = model_of([], {}, {"x": ["N", 5], "labels": ["N", None]}, {})
     with pytest.raises(ValueError, match=r"^labels has shape \(3, 4\), expected \(2, \?\)$"):
         Feeds(named, ["x"], "labels", False).of_loss(x, labels, 0.5)

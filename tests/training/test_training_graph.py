@@ -108,6 +108,15 @@ def test_gamma_and_labels_of_many_dimensions():
     ]
 
 
+@pytest.mark.parametrize(("dtype", "of_type"), [("float32", FLOAT), ("float64", DOUBLE)])
+def test_probabilities_are_an_input_of_the_logits_type(dtype, of_type):
+    graph = training_graph(perceptron(dtype), probabilities=True, gamma_per_row=True)
+    assert described(graph.model.graph.input)[1:3] == [
+        ("labels", of_type, ["N", 4]),
+        ("gamma", DOUBLE, ["N"]),
+    ]
+
+
 def test_it_is_valid_and_imports_the_operator():
     model = training_graph(perceptron()).model
     onnx.checker.check_model(model, full_check=True)
