@@ -336,7 +336,7 @@ def test_sizes_without_a_name_are_not_one_size():
     assert Feeds(model, ["x"], "labels", OPTIONS).of_loss(x, labels, 0.5)["labels"].shape == (3, 4)
     named = model_of([], {}, {"x": ["N", 5], "labels": ["N", None]}, {})
     with pytest.raises(ValueError, match=r"^labels has shape \(3, 4\), expected \(2, \?\)$"):
-        Feeds(named, ["x"], "labels", False).of_loss(x, labels, 0.5)
+        Feeds(named, ["x"], "labels", OPTIONS).of_loss(x, labels, 0.5)
 
 
 def test_a_size_that_only_the_core_knows():
