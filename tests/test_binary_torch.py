@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import gce
-from test_torch import DTYPES, _torch, as_array, assert_agree, by_autograd, functional, torch
+from test_torch import DTYPES, as_array, assert_agree, by_autograd
+from torch_problems import functional, torch
 
-__all__ = ["_torch"]  # the fixture: needs torch, on one thread
+pytestmark = pytest.mark.usefixtures("torch_on_one_thread")
 
 SHAPES = {
     "a number": (),

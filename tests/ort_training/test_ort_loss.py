@@ -46,8 +46,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "gamma_per_row": True,
     },
 }
-OF_THE_NODE = ("reduction", "value", "threshold", "label_smoothing", "ignore_index", "weights")
-OF_THE_NODE += ("softcap", "shift")
+OF_THE_NODE = (
+    *("reduction", "value", "threshold", "label_smoothing", "ignore_index", "weights"),
+    *("softcap", "shift"),
+)
 
 
 def problem(shape: tuple[int, ...], options: dict[str, Any]) -> tuple[Any, Any, Any]:
