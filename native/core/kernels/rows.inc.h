@@ -109,9 +109,12 @@ int64_t first_equal(const Storage* z, int64_t n, Vector value) {
 template <class Storage>
 int64_t first_nan(const Storage* z, int64_t n) {
   using Vector = typename ComputeOf<Storage>::Vector;
-  for (int64_t v = 0; v < n; ++v) {
-    const Vector x = load_first(z + v, 1, broadcast(static_cast<typename Vector::Scalar>(0)));
-    if (!all(x == x)) return v;
+  const auto has_none = [](Vector x) { return all(x == x); };
+  int64_t v = 0;
+  while (v + Vector::kLanes <= n && has_none(load(z + v))) v += Vector::kLanes;
+  for (; v < n; ++v) {
+    const auto zero = broadcast(static_cast<typename Vector::Scalar>(0));
+    if (!has_none(load_first(z + v, 1, zero))) return v;
   }
   return -1;
 }
