@@ -145,6 +145,8 @@ def test_bfloat16(export):
         {"label_smoothing": 0.125, "z_loss": 0.5},  # numbers that float32 holds
         {"ignore_index": 3, "reduction": "none"},
         {"ignore_index": None},
+        {"softcap": 2.5, "shift": 1},
+        {"shift": 2, "reduction": "none"},
     ],
 )
 def test_options(export, options):
@@ -207,8 +209,6 @@ def test_in_standard_operators():
     [
         ({"sample_weight": "ones"}, "sample_weight"),
         ({"threshold": "ones"}, "threshold per row"),
-        ({"softcap": 5.0}, "softcap"),
-        ({"shift": 1}, "shift"),
         ({"normalizer": 5.0}, "normalizer"),
     ],
 )
@@ -226,10 +226,13 @@ def test_what_the_operator_lacks(options, what):
         by_tracing(Lacking(), (logits, target))
 
 
-def test_probabilities_are_not_exported(export):
-    logits, _ = problem(SHAPES["rows"], "float32")
-    with pytest.raises(Exception, match="has no probabilities as targets"):
-        export(Model(GammaCrossEntropyLoss(0.3)), (logits, logits.softmax(1)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["rows", "sequences", "a row"])
+@pytest.mark.parametrize("options", [{}, {"reduction": "none", "softcap": 2.5}], ids=str)
+def test_probabilities(export, name, options, dtype):
+    logits, _ = problem(SHAPES[name], "float32")
+    target = logits.softmax(min(1, logits.dim() - 1)).to(dtype)
+    check(export, GammaCrossEntropyLoss(0.3, **options), logits, target)
 
 
 def test_the_older_exporters_oldest_opset():

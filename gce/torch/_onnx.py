@@ -15,6 +15,7 @@ __all__ = ["onnx_translations", "register_onnx_symbolic"]
 
 # Element types as ONNX numbers them.
 FLOAT, INT32, INT64, FLOAT16, DOUBLE, BFLOAT16 = 1, 6, 7, 10, 11, 16
+FLOATS = (FLOAT, FLOAT16, DOUBLE, BFLOAT16)
 ELEM_TYPES = {
     torch.float32: FLOAT,
     torch.int32: INT32,
@@ -46,8 +47,8 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     Notes
     -----
-    The operator takes a threshold, label smoothing and λ as float32, and γ in float64. It has no
-    `sample_weight`, no threshold per row and no probabilities as targets, and the export says so.
+    The operator takes a threshold, label smoothing, λ and a softcap as float32, and γ in float64.
+    It has no `sample_weight`, no threshold per row and no `normalizer`, and the export says so.
 
     Examples
     --------
@@ -135,10 +136,11 @@ class _GraphEmitter:
 
     def loss(self, inputs: list[Any], outputs: int, attributes: dict[str, Any]) -> Any:
         results = self._op(f"{DOMAIN}::{OP_TYPE}", inputs, attributes, outputs=outputs)
-        scores, labels = (value.type() for value in inputs[:2])
+        scores = inputs[0].type()
+        batch, _, *rest = scores.varyingSizes()
         is_per_row = attributes["reduction"] == "none"
         loss, *grad = results if outputs > 1 else [results]
-        loss.setType(scores.with_sizes(labels.varyingSizes() if is_per_row else []))
+        loss.setType(scores.with_sizes([batch, *rest] if is_per_row else []))
         for value in grad:
             value.setType(scores)
         return results
@@ -198,17 +200,19 @@ def _translate(
     """The nodes of one call of the operator: loss, and gradient or something that is empty."""
     options = Options(*rest)
     elem_type = emit.elem_type(input)
-    _require_exportable(emit, target, grad_output, options)
+    _require_exportable(grad_output, options)
     attributes = {
         "reduction": options.reduction,
         "value": options.value,
         "threshold": float(options.threshold),
         "label_smoothing": float(options.label_smoothing),
         "z_loss": float(options.z_loss),
+        "softcap": float(options.softcap or 0.0),
+        "shift": options.shift,
     }
     if options.ignore_index is not None:
         attributes["ignore_index"] = options.ignore_index
-    if emit.elem_type(target) not in (INT32, INT64):
+    if emit.elem_type(target) not in (INT32, INT64, *FLOATS):
         target = emit.node("Cast", target, to=INT64)
     weights = [options.weight] if options.weight is not None else []
     weights = [
@@ -234,15 +238,12 @@ def _empty(emit: _Emitter, elem_type: int) -> Any:
     return emit.node("Cast", emit.node("ConstantOfShape", emit.zero()), to=elem_type)
 
 
-def _require_exportable(emit: _Emitter, target: Any, grad_output: Any, options: Options) -> None:
+def _require_exportable(grad_output: Any, options: Options) -> None:
     """Raise where the operator lacks what is asked for."""
     is_there = {
         "sample_weight": options.sample_weight is not None,
         "a threshold per row": options.row_threshold is not None,
-        "probabilities as targets": emit.elem_type(target) in (FLOAT, DOUBLE, FLOAT16, BFLOAT16),
         "grad_output": grad_output is not None,
-        "softcap": bool(options.softcap),
-        "shift": options.shift != 0,
         "normalizer": options.normalizer is not None,
     }
     for what, is_used in is_there.items():
