@@ -162,10 +162,10 @@ class Api {
   const ApiVersion& version() const { return version_; }
 
  private:
-  size_t struct_size_;
-  Extension* extension_start_;
+  [[maybe_unused]] size_t struct_size_;
+  [[maybe_unused]] Extension* extension_start_;
   ApiVersion version_;
-  const void* internal_api_;
+  [[maybe_unused]] const void* internal_api_;
   void (*slots_[13])();
 };
 
