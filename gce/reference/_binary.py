@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from gce._types import Reduction, Value
 from gce.reference._log_prob import Doubles, doubles, grad_weight, plain
-from gce.reference._rows import reduce, row_value, weighted
+from gce.reference._rows import divisor_of, reduce, row_value, weighted
 
 
 def binary_loss(
@@ -151,5 +151,5 @@ normalizer
     loss = weighted(v, positive + negative)
     grad = v * (not_t * w0 * p1 - c * t * w1 * p0) * upstream
 
-    result, divisor = reduce(loss, np.ones_like(z), reduction, normalizer)
-    return plain(result), np.asarray(grad / divisor)
+    divisor = divisor_of(np.ones_like(z), reduction, normalizer)
+    return plain(reduce(loss, divisor, reduction)), np.asarray(grad / divisor)

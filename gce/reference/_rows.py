@@ -245,15 +245,15 @@ label_smoothing, z_loss, softcap, shift, reduction, normalizer, axis
     rows = _rows(logits, targets, axis, ignore_index, softcap, shift, weight, sample_weight)
     gamma, threshold, upstream = doubles(gamma, threshold, grad_output)
     own, smooth, z_share = _shares(rows, label_smoothing, z_loss)
-    terms = rows.c_share * _of_each(row_value(value), rows.log_p, gamma, threshold)
-    terms = np.where((rows.c_share == 0.0) & ~np.isnan(rows.log_p), 0.0, terms)
-    row_loss = weighted(own, np.sum(terms, axis=-1))
+    losses = _of_each(row_value(value), rows.log_p, gamma, threshold)
+    row_loss = weighted(own, np.sum(weighted(rows.c_share, losses), axis=-1))
     if label_smoothing != 0.0:
         row_loss = row_loss + weighted(smooth, np.sum(weighted(rows.c, -rows.log_q), axis=-1))
     if z_loss != 0.0:
         row_loss = row_loss + weighted(z_share, rows.logsumexp**2)
     row_loss = np.where(rows.counted, row_loss, 0.0)  # chosen: an ignored row may be NaN
-    result, divisor = reduce(row_loss, rows.row_weight, reduction, normalizer)
+    divisor = divisor_of(rows.row_weight, reduction, normalizer)
+    result = reduce(row_loss, divisor, reduction)
 
     row_grad = _gradient(rows, gamma, threshold, own, smooth, z_share)
     row_grad = row_grad * rows.slope * np.broadcast_to(upstream, rows.counted.shape)[..., None]
@@ -356,7 +356,7 @@ label_smoothing, z_loss, softcap, shift, reduction, normalizer, axis, grad_outpu
         bend = -2.0 / softcap * np.tanh(rows.z / softcap) * rows.slope
         product = product + _gradient(rows, gamma, threshold, own, smooth, z_share) * bend * vector
     product = product * np.broadcast_to(upstream, rows.counted.shape)[..., None]
-    divisor = reduce(np.zeros_like(own), rows.row_weight, reduction, normalizer)[1]
+    divisor = divisor_of(rows.row_weight, reduction, normalizer)
     return _back(rows, product, divisor, axis)
 
 
@@ -423,8 +423,8 @@ label_smoothing, z_loss, softcap, shift, reduction, normalizer, axis, grad_outpu
     slope = _of_each(lambda log_p, gamma, _: gamma_grad(log_p, gamma), log_p, gamma, threshold)
     row_grad = weighted(upstream * own, np.sum(weighted(rows.c_share, slope), axis=-1))
     row_grad = np.where(rows.counted, row_grad, 0.0)
-    divisor = reduce(np.zeros_like(own), rows.row_weight, reduction, normalizer)[1]
-    row_grad = np.zeros_like(row_grad) if divisor == 0.0 else row_grad / divisor
+    divisor = divisor_of(rows.row_weight, reduction, normalizer)
+    row_grad = _divided(row_grad, divisor)
     return plain(np.asarray(np.sum(row_grad) if gamma.ndim == 0 else row_grad))
 
 
@@ -517,7 +517,7 @@ def _shifted(array: Doubles, shift: int) -> Doubles:
 def _back(rows: _Rows, row_grad: Doubles, divisor: np.float64, axis: int) -> Doubles:
     """What is there of each row, in the logits' order and shape."""
     row_grad = np.where(rows.counted[..., None], row_grad, 0.0)  # chosen: an ignored row may be NaN
-    grad = np.zeros_like(row_grad) if divisor == 0.0 else row_grad / divisor
+    grad = _divided(row_grad, divisor)
     if rows.shift:
         back = np.zeros_like(grad)
         back[..., : -rows.shift, :] = grad[..., rows.shift :, :]
@@ -540,19 +540,23 @@ def _of_each(function: Any, log_p: Doubles, gamma: Doubles, threshold: Doubles) 
     return result
 
 
-def reduce(
-    row_loss: Doubles, row_weight: Doubles, reduction: Reduction, normalizer: float | None
-) -> tuple[Doubles, np.float64]:
-    """Return the reduced loss and what its gradient is to be divided by."""
-    one, total = np.float64(1.0), np.asarray(np.sum(row_loss))
-    if reduction == "none":
-        return row_loss, one
-    if reduction == "sum":
-        return total, one
-    if reduction == "mean":
-        divisor = np.sum(row_weight) if normalizer is None else np.float64(normalizer)
-        return np.zeros(()) if divisor == 0.0 else np.asarray(total / divisor), divisor
-    raise ValueError(f"reduction = {reduction!r}, expected 'mean', 'sum' or 'none'")
+def divisor_of(row_weight: Doubles, reduction: Reduction, normalizer: float | None) -> np.float64:
+    """Return what the sum of losses, and every derivative, is to be divided by."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction = {reduction!r}, expected 'mean', 'sum' or 'none'")
+    if reduction != "mean":
+        return np.float64(1.0)
+    return np.float64(np.sum(row_weight) if normalizer is None else normalizer)
+
+
+def reduce(row_loss: Doubles, divisor: np.float64, reduction: Reduction) -> Doubles:
+    """Return the reduced loss."""
+    return row_loss if reduction == "none" else _divided(np.asarray(np.sum(row_loss)), divisor)
+
+
+def _divided(x: Doubles, divisor: np.float64) -> Doubles:
+    """Return x / divisor, and 0 where nothing counts."""
+    return np.zeros_like(x) if divisor == 0.0 else np.asarray(x / divisor)
 
 
 def row_value(value: Value) -> Any:

@@ -147,6 +147,11 @@ static inline void add_exactly(PairSum* sum, double x) {
   sum->high = total;
 }
 
+// high + low, where high may be infinite (a loss of +inf) and low then means nothing.
+static inline double value_of(const PairSum& sum) {
+  return sum.high - sum.high == 0.0 ? sum.high + sum.low : sum.high;
+}
+
 struct TargetCheck {
   int64_t first_invalid;  // index of the first target outside [0, V) that is not ignored; n if none
   int64_t counted;        // targets that are not ignored

@@ -112,11 +112,6 @@ int32_t workers_for(int64_t work, int64_t least, int32_t max_workers) {
   return static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(max_workers, work / least)));
 }
 
-// high + low, where high may be infinite (a loss of +inf) and low then means nothing.
-double value_of(const PairSum& sum) {
-  return std::isfinite(sum.high) ? sum.high + sum.low : sum.high;
-}
-
 }  // namespace
 
 Plan::Plan(const gce_problem& whole, int32_t max_workers) : kernels_(&kernels()) {

@@ -330,7 +330,7 @@ RowWeights sum_of_weights(const RowProblem& rows) {
       add_exactly(&sum, weight);
     }
   });
-  return {std::isfinite(sum.high) ? sum.high + sum.low : sum.high, any};
+  return {value_of(sum), any};
 }
 
 }  // namespace

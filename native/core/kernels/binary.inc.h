@@ -100,17 +100,15 @@ class ElementWorker {
   }
 
   void run(NextChunk next, void* chunks, PairSum* loss_sums) {
-    for (int64_t chunk = next(chunks); chunk >= 0; chunk = next(chunks)) {
-      const int64_t begin = chunk * p_.chunk_rows;
-      const int64_t end = p_.rows - begin < p_.chunk_rows ? p_.rows : begin + p_.chunk_rows;
-      loss_sums[chunk] = p_.value == GCE_VALUE_SURROGATE ? run_chunk<true>(begin, end)
-                                                         : run_chunk<false>(begin, end);
-    }
+    run_chunks(p_, next, chunks, loss_sums, [this](int64_t begin, int64_t end) {
+      return p_.value == GCE_VALUE_SURROGATE ? run_elements<true>(begin, end)
+                                             : run_elements<false>(begin, end);
+    });
   }
 
  private:
   template <bool kSurrogate>
-  PairSum run_chunk(int64_t begin, int64_t end) {
+  PairSum run_elements(int64_t begin, int64_t end) {
     LossSum losses;
     for (int64_t at = begin; at < end; at += kBlock) {
       const int64_t n = end - at < kBlock ? end - at : kBlock;

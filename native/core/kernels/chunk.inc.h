@@ -151,9 +151,8 @@ class Worker {
   }
 
   void run(NextChunk next, void* chunks, PairSum* loss_sums) {
-    for (int64_t chunk = next(chunks); chunk >= 0; chunk = next(chunks)) {
-      loss_sums[chunk] = run_chunk(chunk);
-    }
+    run_chunks(p_, next, chunks, loss_sums,
+               [this](int64_t begin, int64_t end) { return run_rows(begin, end); });
     for (int64_t i = 0; i < p_.ring_rows; ++i) finish_place(place(i));
     line_.flush();
     for (int64_t i = 0; i < p_.line_count; ++i) lines_[i].flush();
@@ -163,9 +162,7 @@ class Worker {
  private:
   using Scalar = typename Tile<Storage>::Scalar;
 
-  PairSum run_chunk(int64_t chunk) {
-    const int64_t begin = chunk * p_.chunk_rows;
-    const int64_t end = p_.rows - begin < p_.chunk_rows ? p_.rows : begin + p_.chunk_rows;
+  PairSum run_rows(int64_t begin, int64_t end) {
     RowCursor cursor(p_, begin);
     LossSum losses;
     for (int64_t left = end - begin; left > 0;) {

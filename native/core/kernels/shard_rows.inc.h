@@ -17,24 +17,22 @@ class ShardWorker {
       : p_(problem),
         needs_(needs_of(problem)),
         gathered_(reinterpret_cast<Storage*>(scratch)),
-        kept_(reinterpret_cast<Scalar*>(scratch + p_.kept_offset)) {
+        kept_(reinterpret_cast<Scalar*>(scratch + p_.kept_offset)),
+        weight_sum_(sum_of_weights()) {
     fill_constants(p_, &tile_);
     tile_.rows = 1;
   }
 
   void run(NextChunk next, void* chunks, PairSum* loss_sums) {
-    for (int64_t chunk = next(chunks); chunk >= 0; chunk = next(chunks)) {
-      loss_sums[chunk] = run_chunk(chunk);
-    }
+    run_chunks(p_, next, chunks, loss_sums,
+               [this](int64_t begin, int64_t end) { return run_rows(begin, end); });
   }
 
  private:
   using Scalar = typename Tile<Storage>::Scalar;
   using Vector = typename Tile<Storage>::Vector;
 
-  PairSum run_chunk(int64_t chunk) {
-    const int64_t begin = chunk * p_.chunk_rows;
-    const int64_t end = p_.rows - begin < p_.chunk_rows ? p_.rows : begin + p_.chunk_rows;
+  PairSum run_rows(int64_t begin, int64_t end) {
     RowCursor cursor(p_, begin);
     LossSum losses;
     for (int64_t r = begin; r < end; ++r) {
@@ -63,15 +61,11 @@ class ShardWorker {
     return gathered_;
   }
 
-  double* field(const RowCursor& at, int i) const {
-    return reinterpret_cast<double*>(at.pointer(kShardStats) + i * p_.shard_field_stride);
+  char* field(const RowCursor& at, int i) const {
+    return at.pointer(kShardStats) + i * p_.shard_field_stride;
   }
-  void put(const RowCursor& at, int i, double x) const {
-    write(reinterpret_cast<char*>(field(at, i)), x);
-  }
-  double get(const RowCursor& at, int i) const {
-    return read<double>(reinterpret_cast<const char*>(field(at, i)));
-  }
+  void put(const RowCursor& at, int i, double x) const { write(field(at, i), x); }
+  double get(const RowCursor& at, int i) const { return read<double>(field(at, i)); }
 
   const Scalar* smooth_weights() const {
     return p_.smooth_weights == nullptr
@@ -100,11 +94,11 @@ class ShardWorker {
     put(at, GCE_SHARD_ARGMAX, static_cast<double>(tile_.argmax[0] + p_.first_class));
     put(at, GCE_SHARD_SPREAD_HIGH, spread.high);
     put(at, GCE_SHARD_SPREAD_LOW, spread.low);
-    put(at, GCE_SHARD_WEIGHT_SUM, weight_sum());
+    put(at, GCE_SHARD_WEIGHT_SUM, weight_sum_);
   }
 
-  // That of the slice's classes, as label smoothing takes them.
-  double weight_sum() const {
+  // Of the slice's classes, as label smoothing takes them.
+  double sum_of_weights() const {
     PairSum sum = {0.0, 0.0};
     const Scalar* weights = smooth_weights();
     for (int64_t v = 0; weights != nullptr && v < p_.classes; ++v) {
@@ -155,6 +149,7 @@ class ShardWorker {
   const EpilogueNeeds needs_;
   Storage* const gathered_;
   Scalar* const kept_;
+  const double weight_sum_;
   Tile<Storage> tile_;  // of one row
 };
 

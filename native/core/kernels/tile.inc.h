@@ -62,6 +62,18 @@ struct Tile {
   bool is_nan(int64_t r) const { return grad_factor[r] != grad_factor[r]; }
 };
 
+// One worker's chunks of rows, until there are none: the sum of their losses is what of_rows(begin, end) returns.
+template <class OfRows>
+[[gnu::always_inline]] inline void run_chunks(const RowProblem& problem, NextChunk next,
+                                              void* chunks, PairSum* loss_sums, OfRows of_rows) {
+  for (int64_t chunk = next(chunks); chunk >= 0; chunk = next(chunks)) {
+    const int64_t begin = chunk * problem.chunk_rows;
+    const int64_t left = problem.rows - begin;
+    loss_sums[chunk] =
+        of_rows(begin, left < problem.chunk_rows ? problem.rows : begin + problem.chunk_rows);
+  }
+}
+
 // Walks the collapsed outer axes in row order, in runs along the last axis.
 class RowCursor {
  public:

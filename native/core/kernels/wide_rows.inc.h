@@ -82,11 +82,7 @@ inline double counted(double weight, double value) {
   return value == value && weight == 0.0 ? 0.0 : weight * value;
 }
 
-inline double total_of(const WideSum<F64>& sums) {
-  const PairSum total = sum_of_lanes(sums);
-  return total.high - total.high == 0.0 ? total.high + total.low
-                                        : total.high;  // it may be infinite
-}
+inline double total_of(const WideSum<F64>& sums) { return value_of(sum_of_lanes(sums)); }
 
 inline int64_t padded_classes(int64_t classes) {
   return (classes + F64::kLanes - 1) / F64::kLanes * F64::kLanes;
@@ -135,15 +131,12 @@ class WideWorker {
   }
 
   void run(NextChunk next, void* chunks, PairSum* loss_sums) {
-    for (int64_t chunk = next(chunks); chunk >= 0; chunk = next(chunks)) {
-      loss_sums[chunk] = run_chunk(chunk);
-    }
+    run_chunks(p_, next, chunks, loss_sums,
+               [this](int64_t begin, int64_t end) { return run_rows(begin, end); });
   }
 
  private:
-  PairSum run_chunk(int64_t chunk) {
-    const int64_t begin = chunk * p_.chunk_rows;
-    const int64_t end = p_.rows - begin < p_.chunk_rows ? p_.rows : begin + p_.chunk_rows;
+  PairSum run_rows(int64_t begin, int64_t end) {
     RowCursor cursor(p_, begin);
     LossSum losses;
     for (int64_t r = begin; r < end; ++r) {
