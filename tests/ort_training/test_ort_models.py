@@ -207,3 +207,11 @@ def test_a_model_of_scikit_learn(tmp_path):
     assert training.evaluate(x, labels, np.array(1.0)) == pytest.approx(
         (1 - chosen).mean(), rel=1e-5
     )
+
+
+def test_inference_that_gives_up_leaves_no_file(tmp_path, monkeypatch):
+    """ONNX Runtime's own writes the model into the working directory, this one's among them."""
+    forward, *_ = case("encoder", True, 18)
+    monkeypatch.chdir(tmp_path)
+    ort_training.prepare_model(forward)
+    assert not list(tmp_path.iterdir())

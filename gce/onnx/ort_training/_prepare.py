@@ -120,10 +120,8 @@ def with_symbolic_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not has_unknown_shape(model):
         return model
-    try:
-        inference = symbolic_shape_infer.SymbolicShapeInference
-        inferred: onnx.ModelProto = inference.infer_shapes(model, auto_merge=True)
-    except Exception:  # of a model that is beyond it
+    inferred = inferred_by_runtime(model)
+    if inferred is None:
         return model
     known = {info.name: info for info in inferred.graph.value_info}
     for info in model.graph.value_info:  # what an exporter noted of parameters
@@ -132,6 +130,27 @@ def with_symbolic_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         elif info.metadata_props:
             known[info.name].metadata_props.extend(info.metadata_props)
     return inferred
+
+
+def inferred_by_runtime(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model as ONNX Runtime's inference completes it, or None where that is beyond it.
+
+    These are the steps of its `infer_shapes`, which leaves the model in the working directory
+    where it gives up.
+    """
+    inference = symbolic_shape_infer.SymbolicShapeInference(
+        int_max=2**31 - 1, auto_merge=True, guess_output_rank=False, verbose=0
+    )
+    complete = False
+    try:
+        inference._preprocess(model)
+        while inference.run_:
+            complete = inference._infer_impl()
+        inference._update_output_from_vi()
+    except Exception:
+        return None
+    inferred: onnx.ModelProto = inference.out_mp_
+    return inferred if complete else None
 
 
 def has_unknown_shape(model: onnx.ModelProto) -> bool:
