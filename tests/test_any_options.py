@@ -15,8 +15,9 @@ import pytest
 import oracle
 from engines import EMULATED
 from test_accuracy import GAMMAS, LIMITS, THRESHOLDS, assert_within, rows_of
+from test_layouts import DTYPES, assert_same_bits
 
-CLASSES = (1, 2, 3, 7, 8, 9, 10, 17, 33, 65)
+CLASSES = (1, 2, 3, 7, 8, 9, 10, 17, 33, 64, 65, 130, 1100)
 EMULATED_CLASSES = (2, 9, 33)
 SOFTCAPS = (0.0, 0.0, 0.3, 5.0, 30.0, 1000.0)
 
@@ -90,3 +91,61 @@ def test_against_50_digits(engine, dtype, record_error):
             steep = 6.0 + 2.0 / (options["softcap"] or 1.0)
             limit = of_grad * size * steep + limits.grad_absolute
             record_error(f"product {dtype}", assert_within(product, want, limit, f"{name} hvp"))
+
+
+def mixed_rows(rows: int, classes: int, dtype: str) -> tuple[Any, ...]:
+    """Rows that take different ways side by side: masked, ignored, poisoned, at any gamma."""
+    rng = np.random.default_rng(rows * classes)
+    logits = (3.0 * rng.standard_normal((rows, classes))).astype(DTYPES[dtype])
+    logits[rng.random((rows, classes)) < 0.1] = -np.inf
+    logits[:, 0] = 1.0
+    logits[rows // 2, -1] = np.nan
+    targets = rng.integers(classes, size=rows)
+    targets[rng.random(rows) < 0.2] = -100
+    probabilities = np.where(rng.random((rows, classes)) < 0.5, 0.0, rng.random((rows, classes)))
+    per_row = {
+        "gamma": rng.choice([0.0, 5e-324, 1e-40, 0.3, 1.0 - 1e-7, 1.0], rows),
+        "threshold": rng.choice([0.0, 0.0, 0.0, 0.2, 1.0], rows),
+        "sample_weight": rng.choice([0.0, 0.5, 1.0], rows),
+        "grad_output": rng.choice([0.0, -1.0, 3.0], rows),
+    }
+    vector = rng.standard_normal((rows, classes)).astype(DTYPES[dtype])
+    return logits, targets, probabilities.astype("f4"), vector, per_row
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 2, 8, 9, 33, 64, 65, 1025])
+def test_a_row_has_the_same_bits_whatever_its_neighbours(engine, classes, dtype):
+    few = engine.name in EMULATED or classes > 64
+    rows = 11 if few else 83
+    logits, indices, probabilities, vector, per_row = mixed_rows(rows, classes, dtype)
+    for targets in (indices, probabilities):
+        for softcap in (0.0, 30.0, 500.0):
+            options = {"softcap": softcap, "reduction": "none", "z_loss": 0.01}
+            loss, grad = engine.loss_and_grad(logits, targets, **per_row, **options)
+            product = engine.hvp(logits, targets, vector, **per_row, **options)
+            assert_same_bits(engine.loss(logits, targets, **without_grad(per_row), **options), loss)
+            for r in (0, 1, rows // 2, rows - 2, rows - 1):
+                of_row = {name: option[r] for name, option in per_row.items()}
+                alone = engine.loss_and_grad(logits[r], targets[r], **of_row, **options)
+                assert_same_bits(alone[0], loss[r])
+                assert_same_bits(alone[1], grad[r])
+                alone = engine.hvp(logits[r], targets[r], vector[r], **of_row, **options)
+                assert_same_bits(alone, product[r])
+            # Rows that are neighbours, in runs shorter than a vector of them.
+            n = rows // 3 * 3
+            turned = [
+                np.ascontiguousarray(np.moveaxis(x[:n].reshape(n // 3, 3, classes), 2, 1))
+                for x in (logits, probabilities, vector)
+            ]
+            of_runs = {name: option[:n].reshape(n // 3, 3) for name, option in per_row.items()}
+            ys = turned[1] if targets is probabilities else targets[:n].reshape(n // 3, 3)
+            found = engine.loss_and_grad(turned[0], ys, **of_runs, **options, axis=1)
+            assert_same_bits(found[0].reshape(n), loss[:n])
+            assert_same_bits(np.moveaxis(found[1], 1, 2).reshape(n, classes), grad[:n])
+            found = engine.hvp(turned[0], ys, turned[2], **of_runs, **options, axis=1)
+            assert_same_bits(np.moveaxis(found, 1, 2).reshape(n, classes), product[:n])
+
+
+def without_grad(per_row: dict[str, Any]) -> dict[str, Any]:
+    return {name: option for name, option in per_row.items() if name != "grad_output"}

@@ -51,7 +51,7 @@ enum Layout {
   kColumnsStaged,  // few classes, however they lie: rows are brought into scratch, then as above
   kRowsGathered,   // anything else: each row is copied into scratch, then as the first
   kRowsOfShard,    // a slice of the classes, a row at a time
-  kRowsWide        // each row is copied into scratch as doubles: what needs_wide_rows
+  kRowsWide        // rows are copied into scratch as doubles: what needs_wide_rows
 };
 
 // A validated problem: N rows, laid out over the collapsed outer axes `shape`. In the binary form each element is a

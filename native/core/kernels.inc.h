@@ -11,10 +11,10 @@
 // There are three pairs of passes. In `rows` the lanes run along the classes of one row, and the second pass over
 // a tile runs in the loops of the first pass over the next. In `columns` the lanes run along neighbouring rows, for
 // the class axis in the middle and for few classes, which are transposed into scratch (staging). In `dense_rows`, for rows of
-// few classes one after another, they run along the scalars of a tile. A few long rows are
-// shared by the workers, in segments (long_rows). `shard_rows` works on a slice of the classes. What these passes lack, `wide_rows` does a row at a time in double. All add the exponentials
-// of a row in one and the same order (accumulator.inc.h), so that a row's bits depend neither on the layout nor on
-// the split of the batch.
+// few classes one after another, they run along the scalars of a tile. A few long rows are shared by the workers, in
+// segments (long_rows). `shard_rows` works on a slice of the classes. All of these add the exponentials of a row in one and
+// the same order (accumulator.inc.h), so that a row's bits depend neither on the layout nor on the split of the batch.
+// What they lack, `wide_rows` does in double, from scratch, in one way for all layouts.
 //
 // The binary form is elementwise and has one pass of its own (binary), around the epilogue's functions.
 //
@@ -45,6 +45,7 @@
 #include "kernels/long_rows.inc.h"
 #include "kernels/shard_rows.inc.h"
 #include "kernels/wide_memory.inc.h"
+#include "kernels/wide_terms.inc.h"
 #include "kernels/wide_rows.inc.h"
 #include "kernels/binary_common.inc.h"
 #include "kernels/binary.inc.h"

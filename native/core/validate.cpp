@@ -275,13 +275,21 @@ void check_probability_values(const gce_problem& p, const RowProblem& rows,
                               const KernelTable& kernels) {
   const RowArray& targets = rows.arrays[kTargets];
   const int64_t stride = targets.strides[rows.ndim - 1];
+  const int64_t class_stride = rows.targets_class_stride;
   for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
+    const char* const run = targets.data + offsets[kTargets];
+    const bool is_block = stride == rows.classes * class_stride || class_stride == n * stride;
+    const int64_t all = n * rows.classes;
+    if (is_block && kernels.check_probabilities(run, targets.dtype, std::min(stride, class_stride),
+                                                all) == all) {
+      return;
+    }
     for (int64_t i = 0; i < n; ++i) {
-      const char* first = targets.data + offsets[kTargets] + i * stride;
-      const int64_t invalid = kernels.check_probabilities(first, targets.dtype,
-                                                          rows.targets_class_stride, rows.classes);
+      const char* first = run + i * stride;
+      const int64_t invalid =
+          kernels.check_probabilities(first, targets.dtype, class_stride, rows.classes);
       if (invalid == rows.classes) continue;
-      const double found = read_real(first + invalid * rows.targets_class_stride, targets.dtype);
+      const double found = read_real(first + invalid * class_stride, targets.dtype);
       fail(GCE_VALUE_ERROR, "targets", index_of_class(p, row + i, invalid), " = ",
            std::isnan(found) ? NAN : found, ", expected a probability: finite and >= 0");
     }

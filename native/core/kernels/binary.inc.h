@@ -281,18 +281,18 @@ class ElementWorker {
   const RowProblem& p_;
   const bool wants_loss_;
   const bool may_be_common_;
-  alignas(64) double logit_[kBlock];
-  double target_[kBlock];
-  double complement_[kBlock];  // 1 - target
-  double gamma_[kBlock];
-  double inverse_delta_[kBlock];  // 1/(1 - gamma)
-  double threshold_[kBlock];
-  double weight_[kBlock];
-  double pos_weight_[kBlock];
-  double upstream_[kBlock];
-  double scale_[kBlock];
-  double loss_[kBlock];
-  double grad_[kBlock];
+  alignas(64) double logit_[kBlock + kRoom];
+  double target_[kBlock + kRoom];
+  double complement_[kBlock + kRoom];  // 1 - target
+  double gamma_[kBlock + kRoom];
+  double inverse_delta_[kBlock + kRoom];  // 1/(1 - gamma)
+  double threshold_[kBlock + kRoom];
+  double weight_[kBlock + kRoom];
+  double pos_weight_[kBlock + kRoom];
+  double upstream_[kBlock + kRoom];
+  double scale_[kBlock + kRoom];
+  double loss_[kBlock + kRoom];
+  double grad_[kBlock + kRoom];
 };
 
 void work_on_elements(const RowProblem& p, NextChunk next, void* chunks, PairSum* loss_sums) {

@@ -46,7 +46,7 @@ void work_on(const RowProblem& p, char* scratch, NextChunk next, void* chunks, P
 }
 
 void work(const RowProblem& p, char* scratch, NextChunk next, void* chunks, PairSum* loss_sums) {
-  if (p.layout == kRowsWide) return work_on<WideWorker>(p, scratch, next, chunks, loss_sums);
+  if (p.layout == kRowsWide) return work_wide(p, scratch, next, chunks, loss_sums);
   if (p.layout == kRowsOfShard) return work_on<ShardWorker>(p, scratch, next, chunks, loss_sums);
   work_on<Worker>(p, scratch, next, chunks, loss_sums);
 }
