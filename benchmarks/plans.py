@@ -6,7 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gce import _native
-from gce.bench.cases import BACKWARD, CASES, FORWARD, GAMMAS, IN_PLACE, PLAIN, WEIGHTS, Case, Data
+from gce.bench.cases import (
+    BACKWARD,
+    CASES,
+    FORMS,
+    FORWARD,
+    GAMMAS,
+    IN_PLACE,
+    PLAIN,
+    WEIGHTS,
+    Case,
+    Data,
+)
 from gce.bench.contender import Contender, Work, gce_itself, gce_new_gradient
 from gce.bench.limits import limit
 from gce.bench.peers import PEERS
@@ -93,6 +104,8 @@ def is_large(case: Case) -> bool:
 
 def is_quick(case: Case) -> bool:
     """Enough for the tables of the README."""
+    if case.options in FORMS:
+        return True
     if case.options in (GAMMAS, WEIGHTS):
         return case.shape == (4096, 1000) and case.work == BACKWARD
     if case.dtype != "float32":

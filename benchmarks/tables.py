@@ -19,7 +19,7 @@ from benchmarks.plans import (
     TUNED,
     isa_name,
 )
-from gce.bench.cases import DTYPES
+from gce.bench.cases import DTYPES, FORMS
 from gce.bench.contender import gce_new_gradient
 from gce.bench.peers import OPERATOR, PACKAGES
 from gce.bench.report import (
@@ -71,7 +71,12 @@ def one_thread(facts: Facts, results: Results) -> str:
     """The limit is one pass over the memory that the work cannot do without. Ratios are medians of
     the rounds', with their 10 % and 90 % points.
     """
-    return speed_table(select(results, 1))
+    return speed_table([m for m in select(results, 1) if m.case.options not in FORMS])
+
+
+def forms(facts: Facts, results: Results) -> str:
+    """What takes passes of its own, on one thread. The limit counts logits and gradient alone."""
+    return speed_table([m for m in select(results, 1) if m.case.options in FORMS])
 
 
 def all_threads(facts: Facts, results: Results) -> str:
@@ -183,6 +188,7 @@ def peaks(facts: Facts, results: Results) -> str:
 TABLES: dict[str, Callable[[Facts, Results], str]] = {
     "where": where,
     "one-thread": one_thread,
+    "forms": forms,
     "all-threads": all_threads,
     "peers": peers,
     "operator": operator,
@@ -195,6 +201,7 @@ TABLES: dict[str, Callable[[Facts, Results], str]] = {
 TITLES = {
     "where": "Where it ran",
     "one-thread": "One thread",
+    "forms": "Probability targets, softcap, Hessian products, the binary form",
     "all-threads": "All threads",
     "peers": "Every peer, one thread",
     "operator": "The operator in an ONNX Runtime session",

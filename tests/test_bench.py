@@ -22,9 +22,11 @@ from gce.bench.cases import (
     BACKWARD,
     CASES,
     DTYPES,
+    FORMS,
     FORWARD,
     GAMMAS,
     IN_PLACE,
+    PRODUCT,
     WEIGHTS,
     WORKS,
     Case,
@@ -58,6 +60,7 @@ def test_what_the_issue_names_is_there() -> None:
     assert "8x21x256x256 axis 1 fwd+bwd" in names
     assert {f"512x32000 {dtype} fwd+bwd" for dtype in ("f16", "bf16", "f64")} <= names
     assert {f"4096x1000 fwd ({options})" for options in (GAMMAS, WEIGHTS)} <= names
+    assert {f"65536x10 fwd+bwd ({options})" for options in FORMS} <= names
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,10 +139,12 @@ def test_peers_agree_with_gce(name: str, work: str) -> None:
             require(importlib.util.find_spec(package), f"{package} is not installed")
     threads = cpus.count_of_cpus()
     did = []
+    forms = [o for o in FORMS if (o, work) != (PRODUCT, FORWARD)]  # it is a gradient's
     for case in (
         Case((8, 40), work), Case((8, 40), work, options=GAMMAS),
         Case((8, 40), work, options=WEIGHTS), Case((2, 3, 4), work, axis=1),
         Case((8, 40), work, "bfloat16"),
+        *(Case((8, 40), work, options=options) for options in forms),
     ):  # fmt: skip
         data = Data(case)
         try:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "BACKWARD", "CASES", "DTYPES", "FORWARD", "GAMMA", "GAMMAS", "IN_PLACE", "PLAIN", "WEIGHTS",
-    "WORKS", "Case", "Data",
+    "BACKWARD", "BINARY", "CAP", "CASES", "DTYPES", "FORMS", "FORWARD", "GAMMA", "GAMMAS",
+    "IN_PLACE", "PLAIN", "PROBABILITIES", "PRODUCT", "SOFTCAP", "WEIGHTS", "WORKS", "Case", "Data",
 ]  # fmt: skip
 
 GAMMA = 0.5
@@ -28,6 +28,11 @@ ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
 # What a case asks for beyond one gamma for all rows.
 PLAIN, GAMMAS, WEIGHTS = "", "gamma per row", "weights and ignored rows"
+PROBABILITIES, SOFTCAP = "probability targets", "softcap"
+# Of other functions: the Hessian's product with a vector, whose loss is 0 here; the sigmoid form.
+PRODUCT, BINARY = "hvp", "binary"
+FORMS = (PROBABILITIES, SOFTCAP, PRODUCT, BINARY)  # what has passes of its own
+CAP = 30.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Case:
         Of the logits.
     axis : int
         The class axis.
-    options : {PLAIN, GAMMAS, WEIGHTS}
+    options : {PLAIN, GAMMAS, WEIGHTS, PROBABILITIES, SOFTCAP, PRODUCT, BINARY}
         What is asked for beyond one gamma for all rows.
     """
 
@@ -105,8 +110,18 @@ class Data:
         return logits.astype(numpy_dtype(self.case.dtype), copy=False)
 
     @cached_property
-    def targets(self) -> npt.NDArray[np.int64]:
-        """Each class as often as any other; with `WEIGHTS`, one in ten is ignored."""
+    def targets(self) -> npt.NDArray[Any]:
+        """Each class as often as any other; with `WEIGHTS`, one in ten is ignored.
+
+        With `PROBABILITIES` a distribution for each row, with `BINARY` one label in ten is 1.
+        """
+        if self.case.options in (PROBABILITIES, BINARY):
+            t = np.random.default_rng(1).random(self.case.shape, dtype=np.float32)
+            if self.case.options == PROBABILITIES:
+                t /= t.sum(self.case.axis, keepdims=True)
+            else:
+                t = (t < 0.1).astype(np.float32)
+            return t.astype(self.logits.dtype, copy=False)
         shape = list(self.case.shape)
         del shape[self.case.axis]
         rng = np.random.default_rng(1)
@@ -131,6 +146,13 @@ class Data:
         return weight.astype(np.float32)
 
     @cached_property
+    def vector(self) -> npt.NDArray[Any]:
+        """What `PRODUCT` multiplies the Hessian by."""
+        rng = np.random.default_rng(4)
+        vector = rng.standard_normal(self.case.shape, dtype=np.float32)
+        return vector.astype(self.logits.dtype, copy=False)
+
+    @cached_property
     def out(self) -> npt.NDArray[Any]:
         """A warm buffer for the gradient."""
         return self.logits.copy()
@@ -138,7 +160,9 @@ class Data:
     @property
     def options(self) -> dict[str, Any]:
         """Keywords of gce's functions."""
-        options: dict[str, Any] = {"axis": self.case.axis}
+        options: dict[str, Any] = {} if self.case.options == BINARY else {"axis": self.case.axis}
+        if self.case.options == SOFTCAP:
+            options["softcap"] = CAP
         if self.weight is not None:
             options |= {"weight": self.weight, "ignore_index": IGNORED}
         return options
@@ -168,7 +192,10 @@ def _named_cases() -> tuple[Case, ...]:
         cases += [Case(shape, work, dtype) for shape in (token, image) for work in both]
     cases += [Case(token, work, "float64") for work in all_three]
     plain = [Case(shape, work) for shape in (token, image) for work in both]
-    return (*cases, *(replace(c, options=o) for o in (GAMMAS, WEIGHTS) for c in plain))
+    cases += [replace(c, options=o) for o in (GAMMAS, WEIGHTS) for c in plain]
+    for options in FORMS:
+        cases += [Case(shape, BACKWARD, options=options) for shape in (token, image, (65536, 10))]
+    return tuple(cases)
 
 
 CASES = _named_cases()

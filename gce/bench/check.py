@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import gce
 from gce.bench.cases import FORWARD, Data
-from gce.bench.contender import Contender
+from gce.bench.contender import Contender, work_of_gce
 
 __all__ = ["Disagreement", "Expected"]
 
@@ -50,9 +49,10 @@ class Expected:
 
     def _compute(self, gamma: Any) -> tuple[float, list[npt.NDArray[np.float64]]]:
         data = self.data
+        result = work_of_gce(data, gamma, data.logits, None)()
         if data.case.work == FORWARD:
-            return float(gce.loss(data.logits, data.targets, gamma, **data.options)), []
-        loss, grad = gce.loss_and_grad(data.logits, data.targets, gamma, **data.options)
+            return float(result), []
+        loss, grad = result
         return float(loss), [as_numpy(grad[end]) for end in ENDS]
 
     def check(self, contender: Contender, result: Any) -> None:

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gce
-from gce.bench.cases import BACKWARD, FORWARD, IN_PLACE, Data
+from gce.bench.cases import BACKWARD, BINARY, FORWARD, IN_PLACE, PRODUCT, Data
 
-__all__ = ["CannotDo", "Contender", "TimesItself", "Work", "gce_itself", "gce_new_gradient"]
+__all__ = [
+    "CannotDo",
+    "Contender",
+    "TimesItself",
+    "Work",
+    "gce_itself",
+    "gce_new_gradient",
+    "work_of_gce",
+]
 
 # Does the work once: gives the loss of a forward pass, otherwise (loss, gradient).
 Work = Callable[[], Any]
@@ -68,23 +76,31 @@ class Contender:
             return False
 
 
+def work_of_gce(data: Data, gamma: Any, z: Any, out: Any, **options: Any) -> Work:
+    """What gce does for a case: its logits are `z`, its gradient `out`, or new if None."""
+    case, y, options = data.case, data.targets, {**data.options, **options}
+    if case.options == PRODUCT:
+        u = data.vector
+        return lambda: (0.0, gce.hvp(z, y, u, gamma, out=out, **options))
+    is_binary = case.options == BINARY
+    if case.work == FORWARD:
+        loss = gce.binary_loss if is_binary else gce.loss
+        return lambda: loss(z, y, gamma, **options)
+    both = gce.binary_loss_and_grad if is_binary else gce.loss_and_grad
+    return lambda: both(z, y, gamma, out=out, **options)
+
+
 def _gce(data: Data, threads: int) -> Work:
-    z, y, gamma = data.logits, data.targets, data.gamma
-    options = {**data.options, "num_threads": threads}
-    if data.case.work == FORWARD:
-        return lambda: gce.loss(z, y, gamma, **options)
+    z, out = data.logits, data.out
     if data.case.work == IN_PLACE:
-        z = z.copy()
-    out = z if data.case.work == IN_PLACE else data.out
-    return lambda: gce.loss_and_grad(z, y, gamma, out=out, **options)
+        z = out = z.copy()
+    return work_of_gce(data, data.gamma, z, out, num_threads=threads)
 
 
 def _gce_new(data: Data, threads: int) -> Work:
     if data.case.work != BACKWARD:
         raise CannotDo("only a gradient that is not in place can be new")
-    z, y, gamma = data.logits, data.targets, data.gamma
-    options = {**data.options, "num_threads": threads}
-    return lambda: gce.loss_and_grad(z, y, gamma, **options)
+    return work_of_gce(data, data.gamma, data.logits, None, num_threads=threads)
 
 
 gce_itself = Contender("gce", _gce)

@@ -38,11 +38,17 @@ class Named:
         data, case = data_of(name), CASES[name]
         y, gamma = data.targets, data.gamma
         options = {**data.options, "num_threads": 1}
-        if case.work == cases.FORWARD:
-            self.call = lambda: gce.loss(data.logits, y, gamma, **options)
+        z = data.out if case.work == cases.IN_PLACE else data.logits
+        form = "binary_loss" if case.options == cases.BINARY else "loss"
+        if case.options == cases.PRODUCT:
+            u = data.vector
+            self.call = lambda: gce.hvp(z, y, u, gamma, out=data.out, **options)
+        elif case.work == cases.FORWARD:
+            loss = getattr(gce, form)
+            self.call = lambda: loss(z, y, gamma, **options)
         else:
-            z = data.logits if case.work == cases.BACKWARD else data.out
-            self.call = lambda: gce.loss_and_grad(z, y, gamma, out=data.out, **options)
+            both = getattr(gce, f"{form}_and_grad")
+            self.call = lambda: both(z, y, gamma, out=data.out, **options)
         self.call()  # a commit without an option fails here, and is shown as failed
 
     def time_call(self, name: str) -> None:

@@ -9,7 +9,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from gce.bench.cases import FORWARD, IN_PLACE, WEIGHTS, Data
+from gce.bench.cases import (
+    BINARY,
+    CAP,
+    FORWARD,
+    IN_PLACE,
+    PROBABILITIES,
+    PRODUCT,
+    SOFTCAP,
+    WEIGHTS,
+    Data,
+)
 from gce.bench.contender import CannotDo, Contender, Work
 
 __all__ = ["PEERS"]
@@ -32,17 +42,31 @@ def jitted(data: Data, threads: int) -> Work:
     y, gamma = jnp.asarray(data.targets), jnp.asarray(data.gamma, jnp.float32)
     weight = None if data.weight is None else jnp.asarray(data.weight)
 
+    def of_log(log_p: Any, gamma: Any) -> Any:
+        return -jnp.log(gamma + (1 - gamma) * jnp.exp(log_p)) / (1 - gamma)
+
     def loss(z: Any, y: Any, gamma: Any) -> Any:
+        if case.options == BINARY:
+            of_1, of_0 = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
+            return (y * of_log(of_1, gamma) + (1 - y) * of_log(of_0, gamma)).mean()
+        if case.options == PROBABILITIES:
+            return (y * of_log(jax.nn.log_softmax(z, axis), gamma)).sum(axis).mean()
+        if case.options == SOFTCAP:
+            z = CAP * jnp.tanh(z / CAP)
         counted = y >= 0
         inside = jnp.where(counted, y, 0) if case.options == WEIGHTS else y
         log_p = jax.nn.log_softmax(z, axis)
         log_p = jnp.take_along_axis(log_p, jnp.expand_dims(inside, axis), axis).squeeze(axis)
-        rows = -jnp.log(gamma + (1 - gamma) * jnp.exp(log_p)) / (1 - gamma)
+        rows = of_log(log_p, gamma)
         if weight is None:
             return rows.mean()
         row_weights = jnp.where(counted, weight[inside], 0)
         return (rows * row_weights).sum() / row_weights.sum()
 
+    if case.options == PRODUCT:
+        vector = jnp.asarray(data.vector)
+        product = jax.jit(lambda z: jax.jvp(lambda x: jax.grad(loss)(x, y, gamma), (z,), (vector,)))
+        return lambda: (0.0, jax.block_until_ready(product(z)[1]))
     function = jax.jit(loss if case.work == FORWARD else jax.value_and_grad(loss))
     return lambda: jax.block_until_ready(function(z, y, gamma))
 

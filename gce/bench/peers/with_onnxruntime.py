@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from gce.bench.cases import BACKWARD, FORWARD, IN_PLACE, Data
+from gce.bench.cases import (
+    BACKWARD,
+    BINARY,
+    CAP,
+    FORWARD,
+    IN_PLACE,
+    PROBABILITIES,
+    PRODUCT,
+    SOFTCAP,
+    Data,
+)
 from gce.bench.contender import CannotDo, Contender, Work
 
 __all__ = ["OPERATOR", "PEERS"]
@@ -38,6 +48,8 @@ def session_of(data: Data, threads: int, standard: bool) -> Work:
         raise CannotDo("its outputs are new")
     if case.dtype == "bfloat16" or (standard and case.dtype == "float16"):
         raise CannotDo(f"no {case.dtype}")
+    if case.options in (PRODUCT, BINARY) or (standard and case.options in (PROBABILITIES, SOFTCAP)):
+        raise CannotDo(f"no {case.options}")
     if len(case.shape) > 2 and case.axis != 1:
         raise CannotDo("the class axis is 1")
     inputs: dict[str, Any] = {"scores": data.logits, "labels": data.targets}
@@ -54,6 +66,7 @@ def session_of(data: Data, threads: int, standard: bool) -> Work:
         node = gce.onnx.loss_node(
             "scores", "labels", "gamma", weights=weights, ignore_index=ignored,
             grad="grad" if case.work == BACKWARD else None,
+            softcap=CAP if case.options == SOFTCAP else None,
         )  # fmt: skip
     kind = helper.np_dtype_to_tensor_dtype(data.logits.dtype)
     infos = [

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from gce.bench.cases import FORWARD, IN_PLACE, WEIGHTS, Data
+from gce.bench.cases import (
+    BINARY,
+    CAP,
+    FORWARD,
+    IN_PLACE,
+    PROBABILITIES,
+    PRODUCT,
+    SOFTCAP,
+    WEIGHTS,
+    Data,
+)
 from gce.bench.contender import CannotDo, Contender, Work
 
 __all__ = ["PEERS"]
@@ -35,6 +45,9 @@ def work_of(data: Data, threads: int, loss: Callable[[Any], Any]) -> Work:
         with torch.no_grad():
             return loss(z)
 
+    if data.case.options == PRODUCT:
+        return product_of(z, tensor_of(data.vector), loss)
+
     def both() -> Any:
         value = loss(z)
         value.backward()
@@ -42,6 +55,17 @@ def work_of(data: Data, threads: int, loss: Callable[[Any], Any]) -> Work:
         return value, grad
 
     return forward if data.case.work == FORWARD else both
+
+
+def product_of(z: Any, vector: Any, loss: Callable[[Any], Any]) -> Work:
+    """The Hessian-vector product by differentiating twice."""
+    import torch
+
+    def twice() -> Any:
+        (grad,) = torch.autograd.grad(loss(z), z, create_graph=True)
+        return 0.0, torch.autograd.grad(grad, z, vector)[0]
+
+    return twice
 
 
 def loss_of(data: Data) -> Callable[[Any], Any]:
@@ -52,12 +76,21 @@ def loss_of(data: Data) -> Callable[[Any], Any]:
     gamma: Any = data.gamma
     if not isinstance(gamma, float):
         gamma = tensor_of(gamma.astype("f8" if data.case.dtype == "float64" else "f4"))
-    y = torch.from_numpy(data.targets)
+    y = tensor_of(data.targets)
 
-    def rows(z: Any, y: Any) -> Any:
-        log_p = torch.log_softmax(z, axis).gather(axis, y.unsqueeze(axis)).squeeze(axis)
+    def of_log(log_p: Any) -> Any:
         return -torch.log(gamma + (1 - gamma) * log_p.exp()) / (1 - gamma)
 
+    def rows(z: Any, y: Any) -> Any:
+        return of_log(torch.log_softmax(z, axis).gather(axis, y.unsqueeze(axis)).squeeze(axis))
+
+    if data.case.options == PROBABILITIES:
+        return lambda z: (y * of_log(torch.log_softmax(z, axis))).sum(axis).mean()
+    if data.case.options == BINARY:
+        log_sigmoid = torch.nn.functional.logsigmoid
+        return lambda z: (y * of_log(log_sigmoid(z)) + (1 - y) * of_log(log_sigmoid(-z))).mean()
+    if data.case.options == SOFTCAP:
+        return lambda z: rows(CAP * torch.tanh(z / CAP), y).mean()
     if data.case.options != WEIGHTS:
         return lambda z: rows(z, y).mean()
     weights = tensor_of(weight)
@@ -80,15 +113,17 @@ def compiled(data: Data, threads: int) -> Work:
     """The same through torch.compile."""
     import torch
 
+    if data.case.options == PRODUCT:
+        raise CannotDo("torch.compile differentiates once")
     torch._dynamo.reset()  # it stops compiling after a few shapes
     return work_of(data, threads, torch.compile(loss_of(data), dynamic=False))
 
 
 def cross_entropy(data: Data, threads: int) -> Work:
-    """PyTorch's own cross_entropy."""
+    """PyTorch's own cross_entropy, or binary_cross_entropy_with_logits."""
     import torch
 
-    y, axis = torch.from_numpy(data.targets), data.case.axis
+    y, axis = tensor_of(data.targets), data.case.axis
     if axis != 1 and not data.case.is_last_axis:
         raise CannotDo("the class axis is 1 or the last")
     options: dict[str, Any] = {}
@@ -96,6 +131,10 @@ def cross_entropy(data: Data, threads: int) -> Work:
         weight = tensor_of(data.weight).to(tensor_of(data.logits[:1]).dtype)
         options = {"weight": weight, "ignore_index": data.options["ignore_index"]}
     function = torch.nn.functional.cross_entropy
+    if data.case.options == BINARY:
+        function = torch.nn.functional.binary_cross_entropy_with_logits
+    if data.case.options == SOFTCAP:
+        return work_of(data, threads, lambda z: function(CAP * torch.tanh(z / CAP), y))
     if axis == 1 or (data.case.is_last_axis and len(data.case.shape) <= 2):
         return work_of(data, threads, lambda z: function(z, y, **options))
     flat = y.reshape(-1)
