@@ -1,8 +1,8 @@
-"""The values of Liger-Kernel, whose cross-entropy is gamma = 0.
+"""The values of Liger-Kernel and of optax' tests, whose cross-entropies are gamma = 0.
 
-Its tests' settings, on logits that any machine makes alike. The numbers are what the kernel of
-Liger-Kernel 0.8.5 itself gave for them in Triton's interpreter (3.9.0), which stood in for a GPU;
-its tanh there was 2 sigmoid(2 x) - 1.
+Of Liger-Kernel the settings are its tests', on logits that any machine makes alike. The numbers are
+what the kernel of 0.8.5 itself gave for them in Triton's interpreter (3.9.0), which stood in for a
+GPU; its tanh there was 2 sigmoid(2 x) - 1. optax' are the expected values in its tests.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import gce
+
+# --- Liger-Kernel ---------------------------------------------------------------------------------
 
 ROWS, CLASSES = 63, 41  # its tests' "weird shapes": 9 x 7 rows
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -85,3 +87,38 @@ def test_the_mean_of_z_loss_with_class_weights_is_not_its():
     divisor = options["weight"][targets].sum()
     mean = gce.loss(logits, targets, 0.0, **options)
     np.testing.assert_allclose(mean, rows.sum(dtype="f8") / divisor, rtol=1e-6)
+
+
+# --- optax ----------------------------------------------------------------------------------------
+
+INF = np.inf
+SOFTMAX = [  # logits, probabilities, loss
+    ([10.0, 1.0, -2.0], [0.0, 1.0, 0.0], 9.00013),
+    ([1.0, 4.0, 0.2], [1.0, 0.0, 0.0], 3.0696733),
+    ([-INF, 0.0, 0.0], [0.0, 0.5, 0.5], 0.693147),
+    ([-INF, 0.0, 0.0], [0.4, 0.3, 0.3], INF),
+    ([-INF, 0.0, -INF], [0.0, 1.0, 0.0], 0.0),
+]
+SIGMOID = [  # logits, labels, mean of the losses
+    ([-1e9, -1e-9], [1.0, 0.0], 5e8),
+    ([-1e9, -1e-9], [0.0, 1.0], 0.3465736),
+    ([1e9, 1e-9], [1.0, 0.0], 0.3465736),
+    ([1e9, 1e-9], [0.0, 1.0], 5e8),
+    ([-1e9, 1e-9], [1.0, 0.0], 5e8),
+    ([-1e9, 1e-9], [0.0, 1.0], 0.3465736),
+    ([1e9, -1e-9], [1.0, 0.0], 0.3465736),
+    ([1e9, -1e-9], [0.0, 1.0], 5e8),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_values_of_optax(isa, dtype):
+    logits, targets, expected = (np.array(column, dtype) for column in zip(*SOFTMAX, strict=True))
+    found = gce.loss(logits, targets, 0.0, reduction="none")
+    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)
+    classes = targets.argmax(axis=1)
+    of_classes = gce.loss(logits[[0, 1, 4]], classes[[0, 1, 4]], 0.0, reduction="none")
+    np.testing.assert_allclose(of_classes, expected[[0, 1, 4]], atol=1e-6, rtol=1e-6)
+    for z, t, mean in SIGMOID:
+        found = gce.binary_loss(np.array(z, dtype), np.array(t, dtype), 0.0)
+        np.testing.assert_allclose(found, mean, rtol=1e-6)
