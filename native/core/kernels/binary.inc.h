@@ -143,28 +143,44 @@ class ElementWorker {
 
     const Numbers gamma = load_numbers(gamma_ + i);
     const Numbers e = common_exponential(zero - size);
-    const CommonElement element = {e, one + e, gamma, one - gamma,
-                                   load_numbers(inverse_delta_ + i)};
     const Numbers of_positive = load_numbers(pos_weight_ + i) * target;
     const Numbers of_negative = load_numbers(complement_ + i);
-    const Marks is_one = target == one;
-    Numbers loss;
-    Numbers slope;
+    const Marks is_cross_entropy = gamma == zero;
+    CommonParts parts;
+    if (!all(is_cross_entropy)) {
+      const CommonElement element = {e, one + e, gamma, one - gamma,
+                                     load_numbers(inverse_delta_ + i)};
+      parts = element_parts(element, logit, target, of_positive, of_negative);
+    }
+    if (any(is_cross_entropy)) {
+      const CommonParts plain =
+          common_cross_entropy(e, size, logit < zero, of_positive, of_negative);
+      const bool all_plain = all(is_cross_entropy);
+      parts.loss = all_plain ? plain.loss : select(is_cross_entropy, plain.loss, parts.loss);
+      parts.slope = all_plain ? plain.slope : select(is_cross_entropy, plain.slope, parts.slope);
+    }
+    // + 0: no -0 from a weight of 0.
+    put(loss_, one_nan(load_numbers(weight_ + i) * parts.loss + zero));
+    put(grad_, one_nan(load_numbers(scale_ + i) * parts.slope + zero));
+  }
+
+  [[gnu::always_inline]] static CommonParts element_parts(const CommonElement& element,
+                                                          const Numbers& logit,
+                                                          const Numbers& target,
+                                                          const Numbers& of_positive,
+                                                          const Numbers& of_negative) {
+    const Numbers zero = every(0.0);
+    const Marks is_one = target == every(1.0);
     if (all(is_one | (target == zero))) {  // as in compute
       const Marks is_likely = zero < select(is_one, logit, zero - logit);
       const Numbers factor = of_positive + of_negative;
       const CommonParts parts = common_parts(element, is_likely);
-      loss = factor * parts.loss;
-      slope = factor * select(is_one, zero - parts.slope, parts.slope);
-    } else {
-      const CommonParts positive = common_parts(element, zero < logit);
-      const CommonParts negative = common_parts(element, logit < zero);
-      loss = of_positive * positive.loss + of_negative * negative.loss;
-      slope = of_negative * negative.slope - of_positive * positive.slope;
+      return {factor * parts.loss, factor * select(is_one, zero - parts.slope, parts.slope)};
     }
-    // + 0: no -0 from a weight of 0.
-    put(loss_, one_nan(load_numbers(weight_ + i) * loss + zero));
-    put(grad_, one_nan(load_numbers(scale_ + i) * slope + zero));
+    const CommonParts positive = common_parts(element, zero < logit);
+    const CommonParts negative = common_parts(element, logit < zero);
+    return {of_positive * positive.loss + of_negative * negative.loss,
+            of_negative * negative.slope - of_positive * positive.slope};
   }
 
   template <bool kSurrogate>

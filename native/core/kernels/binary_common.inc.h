@@ -4,6 +4,7 @@
 // As in epilogue_common.inc.h, with e = e^-|z|, S = 1 + e, and for an outcome of p = a/S, a being 1 or e, and rest = S - a:
 // D = gamma S + d a, whence w = a/D, gamma + d p = D/S, and -log(D/S) = -(k log 2 + 2 atanh s) with
 //   s = (2^-k D - S)/(2^-k D + S)      D/S > 1/2: k = 0, and the difference is -d rest.
+// At gamma = 0 one logarithm is enough for both: -log p is log S, and |z| more for the smaller p; log S = 2 atanh(e/(2 + e)).
 // Polynomials are of 4e-10 or better: nothing beside the rounding of results to float. Not for e < 2^-100.
 
 namespace gce {
@@ -20,7 +21,7 @@ struct CommonElement {
   Numbers inverse_delta;
 };
 
-// Loss and w (1 - p) of one outcome.
+// Loss and w (1 - p) of one outcome; of an element loss and gradient, but for the element's weight.
 struct CommonParts {
   Numbers loss;
   Numbers slope;
@@ -58,6 +59,26 @@ struct CommonParts {
   const Numbers minus_log = mul_add(minus_k, every(kLn2), zero - log_of_ratio);
   return {select(of.delta == zero, one_minus_p, minus_log * of.inverse_delta),
           a * (of.sum * inverse) * one_minus_p};
+}
+
+// At gamma = 0: of_positive (-log p1) + of_negative (-log p0).
+[[gnu::always_inline]] inline CommonParts common_cross_entropy(const Numbers& e,
+                                                               const Numbers& size,
+                                                               const Marks& is_negative,
+                                                               const Numbers& of_positive,
+                                                               const Numbers& of_negative) {
+  const Numbers sum = every(1.0) + e;
+  const Numbers two_more = every(2.0) + e;
+  const Numbers inverse_of_both = every(1.0) / (sum * two_more);
+  const Numbers s = e * (sum * inverse_of_both);
+  const Numbers z = s * s;
+  const Numbers log_sum = mul_add(s, z * horner<4>(z, kLogShort), s + s);
+  const Numbers large = two_more * inverse_of_both;
+  const Numbers small = e * large;
+  const Numbers of_unlikely = select(is_negative, of_positive, of_negative);
+  return {mul_add(of_positive + of_negative, log_sum, of_unlikely * size),
+          of_negative * select(is_negative, small, large) -
+              of_positive * select(is_negative, large, small)};
 }
 
 }  // namespace

@@ -73,6 +73,7 @@ GCE_EACH Numbers select(const Marks& m, const Numbers& yes, const Numbers& no) {
   return each([&](int u) { return select(m.of[u], yes.of[u], no.of[u]); });
 }
 GCE_EACH bool all(const Marks& m) { return all((m.of[0] & m.of[1]) & (m.of[2] & m.of[3])); }
+GCE_EACH bool any(const Marks& m) { return any((m.of[0] | m.of[1]) | (m.of[2] | m.of[3])); }
 GCE_EACH Numbers one_nan(const Numbers& x) {
   return each([&](int u) { return one_nan(x.of[u]); });
 }
