@@ -192,6 +192,23 @@ def test_a_number_that_is_no_probability(isa, dtype, bad):
             call_in_vain(gce.loss_and_grad, ValueError, pattern, {**given, "targets": targets})
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_targets_that_lie_backwards_are_checked_where_they_are(isa, axis):
+    # What lies before and after them is no probability, or hides that one of them is none.
+    for around, within in ((np.nan, 0.25), (0.25, -1.0)):
+        block = np.full((12, 5), around)
+        block[4:8] = 0.25
+        block[6, 3] = within
+        targets = block[4:8][::-1, ::-1]
+        given = {"logits": np.zeros((4, 5)), "targets": targets, "gamma": 0.5, "axis": 1}
+        if axis == 0:
+            given |= {"logits": np.zeros((5, 4)), "targets": targets.T, "axis": 0}
+        if within > 0.0:
+            assert np.isfinite(gce.loss(**given))
+            continue
+        call_in_vain(gce.loss_and_grad, ValueError, r"targets\[1, 1\] = -1, expected a prob", given)
+
+
 def test_out_may_not_overlap_the_targets():
     given = {**arguments(), "targets": np.full((4, 5), 0.2, np.float32)}
     given["out"] = given["targets"]

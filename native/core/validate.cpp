@@ -278,10 +278,12 @@ void check_probability_values(const gce_problem& p, const RowProblem& rows,
   const int64_t class_stride = rows.targets_class_stride;
   for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
     const char* const run = targets.data + offsets[kTargets];
-    const bool is_block = stride == rows.classes * class_stride || class_stride == n * stride;
+    const bool rows_follow = stride == rows.classes * class_stride;  // one upon the other
+    const bool classes_follow = class_stride == n * stride;
+    const int64_t step = rows_follow ? class_stride : stride;  // either may be negative
     const int64_t all = n * rows.classes;
-    if (is_block && kernels.check_probabilities(run, targets.dtype, std::min(stride, class_stride),
-                                                all) == all) {
+    if ((rows_follow || classes_follow) &&
+        kernels.check_probabilities(run, targets.dtype, step, all) == all) {
       return;
     }
     for (int64_t i = 0; i < n; ++i) {
