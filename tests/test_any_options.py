@@ -93,6 +93,32 @@ def test_against_50_digits(engine, dtype, record_error):
             record_error(f"product {dtype}", assert_within(product, want, limit, f"{name} hvp"))
 
 
+# e^-708.4 is the smallest normal double, e^-745.2 is 0; the shorter way's exponentials end at -700.
+GAPS = (599.0, 601.0, 650.0, 699.0, 701.0, 705.0, 709.5, 720.0, 740.0, 744.5, 746.0, 800.0, 1390.0)
+TINY_GAMMAS = (0.0, 5e-324, 1e-310, 1e-300, 1e-270, 2.0**-101, 0.5)
+
+
+@pytest.mark.parametrize("value", ["primitive", "surrogate"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_probabilities_near_the_smallest_double(engine, dtype, value):
+    limits = LIMITS[dtype]
+    pairs = [(gap, gamma) for gap in GAPS for gamma in TINY_GAMMAS]
+    logits = np.array([[0.25, 0.0, -gap] for gap, _ in pairs], dtype)
+    gamma = np.array([gamma for _, gamma in pairs])
+    targets = np.broadcast_to(np.array([0.0, 0.25, 0.75]), logits.shape)
+    exact = [
+        oracle.any_row(z, t, g, value=value) for z, t, g in zip(logits, targets, gamma, strict=True)
+    ]
+    loss, grad = engine.loss_and_grad(logits, targets, gamma, value=value, reduction="none")
+    want = np.array([float(row.value) for row in exact])
+    assert_within(loss, want, np.maximum(limits.loss_relative * want, limits.loss_absolute), "loss")
+    want = np.array([[float(slope) for slope in row.grad] for row in exact])
+    size = np.array([[float(row.size)] for row in exact])
+    # e^x of a double x near -700 is off by 1e-13 of itself, or twice that.
+    of_grad = limits.grad + (3e-13 if dtype == "float64" else 0.0)
+    assert_within(grad, want, of_grad * size + limits.grad_absolute, "grad")
+
+
 def mixed_rows(rows: int, classes: int, dtype: str) -> tuple[Any, ...]:
     """Rows that take different ways side by side: masked, ignored, poisoned, at any gamma."""
     rng = np.random.default_rng(rows * classes)

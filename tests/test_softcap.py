@@ -59,6 +59,20 @@ def test_a_large_cap_is_nearly_none(isa):
     assert not grad.any()  # all slopes are 0: every logit is beyond the cap
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cap", [5e-324, 1e-310, 1e-300])
+def test_a_tiny_cap_makes_all_logits_equal(isa, cap, dtype):
+    for logits in (np.array([0.0, 1.0, -3.0]), np.array([2.0, 1.0, -3.0])):
+        z = logits.astype(DTYPES[dtype])
+        loss, grad = gce.loss_and_grad(z, 1, 0.0, softcap=cap)
+        np.testing.assert_allclose(loss, np.log(3.0), rtol=1e-6)
+        product = gce.hvp(z, 1, np.ones(3, z.dtype), 0.0, softcap=cap)
+        # Past the cap nothing changes; at 0 the slope is 1 and the curvature 0.
+        assert not grad[logits != 0.0].any() and not product[logits != 0.0].any()
+        np.testing.assert_allclose(grad[logits == 0.0].astype("f4"), 1.0 / 3.0, rtol=4e-3)
+        np.testing.assert_allclose(product[logits == 0.0].astype("f4"), 2.0 / 9.0, rtol=4e-3)
+
+
 @pytest.mark.parametrize("bad", [-1.0, -1e-300, np.nan, np.inf, -np.inf])
 def test_errors(bad):
     message = r"softcap = .*, expected a finite number > 0"

@@ -295,7 +295,7 @@ class WideWorker {
   // The vector, and its mean over q.
   void load_vector() {
     const RowsInMemory vector = vector_rows();
-    const F64 two_over_cap = broadcast(-2.0 / p_.softcap);
+    const F64 two_over_cap = broadcast(-2.0 * inverse_of_cap(p_.softcap));
     Sum mean;
     for_parts([&](int64_t begin, int64_t end) {
       load_part(vector, begin, end, 0.0, of_.u);

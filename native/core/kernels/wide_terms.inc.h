@@ -53,11 +53,15 @@ inline ClassTerms select(Mask64 mask, const ClassTerms& yes, const ClassTerms& n
     const F64 l = d - row.log_sum;
     terms.log_prob = any(prob.one_minus_p < broadcast(0.5)) ? log_prob(prob, l) : l;
   }
-  const Mask64 vanishes = e == zero;
+  // gamma / p, and of an e that may have lost digits, or is 0, from its logarithm.
+  const Mask64 is_small = d < broadcast(-600.0);
   const F64 scaled =
-      (row.gamma * broadcast(0x1p64)) * (sum / select(vanishes, one, e));  // as in target_stats
-  const F64 gamma_over_p =
-      select(vanishes, gamma_over_zero(row.gamma), scaled * broadcast(0x1p-64));
+      (row.gamma * broadcast(0x1p64)) * (sum / select(is_small, one, e));  // as in target_stats
+  F64 gamma_over_p = scaled * broadcast(0x1p-64);
+  if (any(is_small)) {
+    const F64 of_small = gamma_over_exponential(row.gamma, d, exponential_of(d)) * sum;
+    gamma_over_p = select(is_small, of_small, gamma_over_p);
+  }
   const F64 w = one / (delta + gamma_over_p);
   terms.weight = max(row.threshold, w);
   terms.turn = select(w < row.threshold, zero, one - delta * w);
@@ -156,11 +160,14 @@ template <bool kShort>
     const F64 one = broadcast(1.0);
     const ShortExponential e = short_exponential(l);
     const F64 whole = power(e.shifted);
-    const F64 p = mul_add(whole, e.rest, whole);
+    const F64 p = keep(mul_add(whole, e.rest, whole), not_less(l, broadcast(kLeastShort)));
     return {p, select(whole == one, zero - e.rest, one - p)};
   }
   return target_prob_of(l, exponential_of(l));
 }
+
+// Finite for a subnormal kappa too, so that 0 stays 0.
+inline double inverse_of_cap(double kappa) { return kappa < 0x1p-1022 ? 0x1p1022 : 1.0 / kappa; }
 
 // kappa tanh(z / kappa) in place of n numbers, whole vectors of them, and its slope.
 //   tanh |u| = (1 - E) / (1 + E), E = e^(-2 |u|), and 1 - tanh^2 = 4 E / (1 + E)^2
@@ -169,7 +176,7 @@ void cap(double kappa, int64_t n, double* x, double* slope) {
   const F64 zero = broadcast(0.0);
   const F64 one = broadcast(1.0);
   const F64 size = broadcast(kappa);
-  const F64 inverse_size = broadcast(1.0 / kappa);
+  const F64 inverse_size = broadcast(inverse_of_cap(kappa));
   for (int64_t i = 0; i < n; i += F64::kLanes) {
     const F64 z = load(x + i);
     const F64 minus_2z = zero - (magnitude_of(z) + magnitude_of(z));
