@@ -27,6 +27,11 @@ FIELDS = (
     *("target_logit", "argmax", "spread_high", "spread_low", "weight_sum"),
 )
 
+# Log2E and ExponentRange::kLargestLogit of native/core/kernels/math.inc.h
+LOG2E = np.log2(np.e)
+LOG2E_OF_FLOATS = np.float64(np.float32(LOG2E))
+LARGEST_UNSHIFTED_DOUBLE = 1048576.0
+
 
 @np.errstate(all="ignore")
 def merge(parts: Iterable[ArrayLike]) -> Doubles:
@@ -92,8 +97,10 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     of_lead = np.take_along_axis(part["reference"], lead, 0)[0]
     unshifted = np.all(is_masked | (part["shift"] == 0.0), axis=0)
     merged["reference"] = np.where(unshifted & np.isfinite(largest), largest, of_lead)
-    scale = (part["shift"] - merged["shift"]) * np.log2(np.e)
-    scale = np.where(is_masked, 0.0, scale + (part["reference"] - merged["reference"]))
+    scale = _exponent_between(
+        part["shift"], merged["shift"], part["reference"] - merged["reference"]
+    )
+    scale = np.where(is_masked, 0.0, scale)
     sums = [
         np.where(is_masked, 0.0, _times_power_of_2(part[name], scale))
         for name in ("sum_high", "sum_low")
@@ -110,6 +117,22 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     merged["spread_low"] = np.where(np.isfinite(spread_high), spread_low, 0.0)
     merged["weight_sum"] = np.sum(weight_sum, axis=0)
     return np.stack([merged[name] for name in FIELDS], axis=-1)
+
+
+def _exponent_between(shift: Doubles, to: Doubles, references: Doubles) -> Doubles:
+    """Return ``(shift - to) log2(e) + references``, by the log2(e) that the core takes.
+
+    Whether logits were floats only matters where a slice that is shifted meets one that is not and
+    is nearly as large: then the shift tells. Products are exact, or small, as the sum may be.
+    """
+    size = np.maximum(np.abs(shift), np.abs(to))
+    rest = np.where(size < LARGEST_UNSHIFTED_DOUBLE, 0.0, LOG2E - LOG2E_OF_FLOATS)
+    whole = np.round(shift - to)
+    part = (shift - to) - whole
+    exponent: Doubles = (whole * LOG2E_OF_FLOATS + references) + (
+        whole * rest + part * (LOG2E_OF_FLOATS + rest)
+    )
+    return exponent
 
 
 def _times_power_of_2(x: Doubles, exponent: Doubles) -> Doubles:

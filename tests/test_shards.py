@@ -129,6 +129,21 @@ def test_logits_of_any_size(isa, scale, dtype):
         assert_close(found, want, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_slices_on_both_sides_of_where_logits_are_shifted(isa, sign, dtype):
+    rng = np.random.default_rng(0)
+    least = sign * (1048576.0 if dtype == "float64" else 32768.0)  # ExponentRange::kLargestLogit
+    logits = (least + 2.0 * rng.standard_normal((60, 6))).astype(dtype)
+    targets = rng.integers(0, 6, 60)
+    want = gce.loss_and_grad(logits, targets, 0.1, reduction="none")
+    found = sharded(logits, targets, 0.1, [3], reduction="none")
+    # Each within the promise: a row's loss, and the gradient of its weight.
+    tolerance = 2e-15 if dtype == "float64" else 1e-6
+    np.testing.assert_allclose(found[0], want[0], rtol=10 * tolerance, atol=tolerance)
+    np.testing.assert_allclose(found[1], want[1], rtol=0.0, atol=tolerance)
+
+
 def test_masked_and_poisoned_slices(isa):
     logits = np.zeros((6, 8), np.float32)
     logits[0, :4] = -np.inf  # a slice of its own
