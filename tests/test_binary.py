@@ -103,6 +103,25 @@ def test_the_reference_is_as_exact(gamma):
         assert_within(grad[chosen], e.grad[chosen], limit[chosen], "grad")
 
 
+@pytest.mark.parametrize("epsilon", [1e-17, 1e-300])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_smoothing_that_leaves_a_target_at_1(engine, dtype, epsilon):
+    # (1 - ε) t + ε/2 is rounded to 1 where (1 - ε)(1 - t) + ε/2 is not 0. Among ones, and beside a
+    # target that is none, an element has the same bits, and both outcomes.
+    logits = np.array([40.0, -3.0, 30.0, 2.0] * 16, dtype)
+    targets = np.ones(64, dtype)
+    beside = np.where(np.arange(64) % 4 == 3, 0.5, targets).astype(dtype)
+    options = {"label_smoothing": epsilon, "reduction": "none", "pos_weight": np.float64(0.0)}
+    results = [engine.binary_loss_and_grad(logits, t, 0.3, **options) for t in (targets, beside)]
+    same = targets == beside
+    for one, other in zip(*results, strict=True):
+        assert_same_bits(one[same], other[same])
+    exact = oracle.binary_element(40.0, 1.0, 0.3, pos_weight=0.0, epsilon=epsilon)
+    want = np.array([float(exact.value), float(exact.grad)])
+    found = np.array([results[0][0][0], results[0][1][0]], "f8")
+    np.testing.assert_allclose(found, want, rtol=1e-6, atol=np.finfo(dtype).tiny)
+
+
 # --- what the options do --------------------------------------------------------------------------
 
 

@@ -170,8 +170,8 @@ class ElementWorker {
                                                           const Numbers& of_positive,
                                                           const Numbers& of_negative) {
     const Numbers zero = every(0.0);
-    const Marks is_one = target == every(1.0);
-    if (all(is_one | (target == zero))) {  // as in compute
+    const Marks is_one = of_negative == zero;  // 1 may have been rounded to by label smoothing
+    if (all(is_one | (target == zero))) {      // as in compute
       const Marks is_likely = zero < select(is_one, logit, zero - logit);
       const Numbers factor = of_positive + of_negative;
       const CommonParts parts = common_parts(element, is_likely);
@@ -211,7 +211,6 @@ class ElementWorker {
   template <bool kSurrogate>
   void compute(int64_t i) {
     const F64 zero = broadcast(0.0);
-    const F64 one = broadcast(1.0);
     const F64 target = load(target_ + i);
     const F64 gamma = load(gamma_ + i);
     const F64 b = load(threshold_ + i);
@@ -220,7 +219,7 @@ class ElementWorker {
     const bool needs_log_p = kSurrogate || any(gamma < broadcast(kTinyGamma)) || any(zero < b);
     const bool is_cross_entropy = all(gamma == zero);
     const Outcomes outcomes = outcomes_of(load(logit_ + i), gamma, needs_log_p, !is_cross_entropy);
-    const Mask64 is_one = target == one;
+    const Mask64 is_one = of_negative == zero;  // as in compute_common
     F64 loss;
     F64 slope;
     if (all(is_one |
