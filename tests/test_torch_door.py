@@ -312,6 +312,18 @@ def test_threads_are_those_of_pytorch(monkeypatch):
         ({"gamma": "half"}, TypeError, "gamma is 'half', expected a number or a Tensor"),
         ({"gamma": None}, TypeError, "gamma is None, expected a number or a Tensor"),
         ({"threshold": "high"}, TypeError, "threshold is 'high', expected a number or a Tensor"),
+        ({"gamma": torch.tensor(0.5j)}, TypeError, "gamma has dtype complex64, expected a float"),
+        ({"threshold": torch.tensor(0.5j)}, TypeError, "threshold has dtype complex64, expected"),
+        ({"ignore_index": 1.0}, TypeError, "ignore_index has type float, expected int or None"),
+        ({"label_smoothing": None}, TypeError, "label_smoothing has type NoneType, expected float"),
+        ({"z_loss": "0"}, TypeError, "z_loss has type str, expected float"),
+        ({"z_loss": torch.tensor(1j)}, TypeError, "z_loss has dtype complex64, expected float"),
+        ({"softcap": [1.0]}, TypeError, "softcap has type list, expected float or None"),
+        ({"normalizer": "1"}, TypeError, "normalizer has type str, expected float or None"),
+        ({"shift": np.float32(1.9)}, TypeError, "shift has type float32, expected int"),
+        ({"shift": torch.tensor(1.9)}, TypeError, "shift has dtype float32, expected int"),
+        ({"reduction": None}, TypeError, "reduction has type NoneType, expected str"),
+        ({"value": 3}, TypeError, "value has type int, expected str"),
         ({"input": "sparse"}, TypeError, "input has layout torch.sparse_coo, expected torch.strid"),
         ({"gamma": 1.5}, ValueError, "gamma = 1.5, expected 0 <= gamma <= 1"),
         ({"gamma": float("nan")}, ValueError, "gamma = nan, expected 0 <= gamma <= 1"),
@@ -376,6 +388,18 @@ def test_what_is_not_differentiated(name):
         gamma_cross_entropy(input, target, 0.5, **options)
     with torch.no_grad():
         gamma_cross_entropy(input, target, 0.5, **options)
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "z_loss", "softcap", "normalizer"])
+def test_numbers_in_tensors(name):
+    input, target = problem(SHAPES["rows"], "float32")
+    number = torch.tensor(0.5)
+    found = gamma_cross_entropy(input, target, 0.5, **{name: number})
+    assert found == gamma_cross_entropy(input, target, 0.5, **{name: np.float32(0.5)})
+    with pytest.raises(RuntimeError, match=f"^{name} requires grad, expected none"):
+        gamma_cross_entropy(input, target, 0.5, **{name: number.requires_grad_()})
+    with torch.no_grad():
+        assert found == gamma_cross_entropy(input, target, 0.5, **{name: number})
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by importing torch.func

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -11,6 +12,20 @@ from gce.torch import _operators  # noqa: F401, registers torch.ops.gce
 from gce.torch._options import Options
 
 __all__ = ["gamma_cross_entropy"]
+
+INTEGER = (numbers.Integral, torch.SymInt)
+REAL = (numbers.Real, torch.SymInt, torch.SymFloat)
+# What the options that are no tensors may be, and how that is called.
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "ignore_index": ((*INTEGER, type(None)), "int or None"),
+    "label_smoothing": (REAL, "float"),
+    "z_loss": (REAL, "float"),
+    "softcap": ((*REAL, type(None)), "float or None"),
+    "shift": (INTEGER, "int"),
+    "normalizer": ((*REAL, type(None)), "float or None"),
+    "value": ((str,), "str"),
+    "reduction": ((str,), "str"),
+}
 
 
 def gamma_cross_entropy(
@@ -128,6 +143,16 @@ def gamma_cross_entropy(
     _check_tensors(tensors)
     if torch.is_grad_enabled():
         _check_differentiable(tensors, value)
+    _check_options(
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        shift=shift,
+        normalizer=normalizer,
+        value=value,
+        reduction=reduction,
+    )
     options = Options(
         weight,
         sample_weight,
@@ -163,6 +188,8 @@ def _wants_gradient(input: torch.Tensor) -> bool:
 def _as_tensor(name: str, number: Any) -> torch.Tensor:
     """A floating tensor of what may be a number, or anything that makes an array of them."""
     if isinstance(number, torch.Tensor):
+        if number.is_complex():  # PyTorch would take the real part
+            raise TypeError(f"{name} has dtype {_name(number.dtype)}, expected a floating one")
         return number if number.is_floating_point() else number.double()
     is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if is_compiled and isinstance(number, (int, float)):
@@ -172,6 +199,30 @@ def _as_tensor(name: str, number: Any) -> torch.Tensor:
         return torch.as_tensor(number, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} is {number!r}, expected a number or a Tensor") from error
+
+
+def _check_options(**options: Any) -> None:
+    """What the operator's schema would say at length, let pass, or cut off."""
+    for name, option in options.items():
+        kinds, text = KINDS[name]
+        if isinstance(option, kinds):
+            continue
+        if not isinstance(option, torch.Tensor):
+            raise TypeError(f"{name} has type {type(option).__name__}, expected {text}")
+        if option.is_complex() or (option.is_floating_point() and INTEGER[0] in kinds):
+            raise TypeError(f"{name} has dtype {_name(option.dtype)}, expected {text}")
+        if option.requires_grad and torch.is_grad_enabled():
+            raise _not_differentiated(name)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _not_differentiated(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"{name} requires grad, expected none: gce.torch differentiates in input and gamma"
+    )
 
 
 def _check_tensors(tensors: dict[str, Any]) -> None:
@@ -204,9 +255,7 @@ def _check_differentiable(tensors: dict[str, Any], value: str) -> None:
         if tensor is None or not tensor.requires_grad or name == "input":
             continue
         if name != "gamma":
-            raise RuntimeError(
-                f"{name} requires grad, expected none: gce.torch differentiates in input and gamma"
-            )
+            raise _not_differentiated(name)
         if value == "surrogate":
             raise RuntimeError(
                 "gamma requires grad, expected none with value='surrogate', which holds the "
