@@ -51,7 +51,7 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     Raises
     ------
     ValueError
-        No parts, or parts of other or unequal shapes.
+        No parts, parts of other or unequal shapes, or parts in another order than the classes'.
 
     Notes
     -----
@@ -84,7 +84,9 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
         raise ValueError(
             f"parts have shapes {found}, expected of all that of targets and {len(FIELDS)} more"
         )
-    part = dict(zip(FIELDS, np.moveaxis(np.stack(arrays), -1, 0), strict=True))
+    stacked = np.stack(arrays)
+    part = dict(zip(FIELDS, np.moveaxis(stacked, -1, 0), strict=True))
+    _check_order(part["argmax"], stacked)
     is_masked = np.isneginf(part["maximum"])  # all of the slice's classes are
 
     maximum = np.max(part["maximum"], axis=0)  # NaN if one is
@@ -133,6 +135,21 @@ def _exponent_between(shift: Doubles, to: Doubles, references: Doubles) -> Doubl
         whole * rest + part * (LOG2E_OF_FLOATS + rest)
     )
     return exponent
+
+
+def _check_order(argmax: Doubles, numbers: Doubles) -> None:
+    """Each slice's classes, the argmax among them, come after those of the slice before.
+
+    Of the rows that an option shift leaves out all numbers are 0.
+    """
+    wrong = np.argwhere((argmax[1:] <= argmax[:-1]) & np.any(numbers[1:], axis=-1))
+    if len(wrong):
+        i, *row = map(int, wrong[0])
+        before, found = (int(argmax[(k, *row)]) for k in (i, i + 1))
+        raise ValueError(
+            f"parts[{i + 1}] has classes as {found}, expected only such as follow class {before}, "
+            f"which parts[{i}] has: each slice once, in the order of the classes"
+        )
 
 
 def _times_power_of_2(x: Doubles, exponent: Doubles) -> Doubles:

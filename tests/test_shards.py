@@ -255,6 +255,37 @@ def test_errors_of_merge():
             shards.merge(parts)
 
 
+@pytest.mark.parametrize("shift", [0, 1, 9])
+def test_merge_says_where_the_order_is_not_that_of_the_classes(shift):
+    logits = np.random.default_rng(0).normal(size=(2, 3, 9))
+    logits[0, 2] = -np.inf
+    logits[1, 1, 4] = np.nan
+    targets = np.zeros((2, 3), int)
+    first, middle, last = (
+        shards.partial_stats(
+            logits[..., i : i + 3], targets, first_class=i, num_classes=9, shift=shift
+        )
+        for i in (0, 3, 6)
+    )
+    whole = shards.merge([first, middle, last])
+    tree = shards.merge([shards.merge([first, middle]), last])
+    np.testing.assert_array_equal(tree[..., 6], whole[..., 6])
+    if shift == 9:  # there are no rows, and so no order
+        return
+    for parts, at in [
+        ([middle, first, last], 1),
+        ([first, last, middle], 2),
+        ([first, middle, middle, last], 2),
+        ([first, shards.merge([middle, last]), middle], 2),
+    ]:
+        message = (
+            rf"^parts\[{at}\] has classes as \d, expected only such as follow class \d, which "
+            rf"parts\[{at - 1}\] has: each slice once, in the order of the classes$"
+        )
+        with pytest.raises(ValueError, match=message):
+            shards.merge(parts)
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_over_processes(processes):
     pytest.importorskip("torch.distributed")
