@@ -173,6 +173,12 @@ WRONG_SHAPES = [
         "targets has shape (4,), expected (5,): the shape of logits (4, 5) without axis 0",
     ),
     Wrong(
+        {"targets": np.eye(4, 5, dtype=int)},
+        ValueError,
+        "targets has shape (4, 5), expected (4,): the shape of logits (4, 5) without axis 1, "
+        "or a float dtype for probabilities",
+    ),
+    Wrong(
         {"logits": CUBE, "targets": SQUARE[0]},
         ValueError,
         "targets has shape (2,), expected (2, 2): the shape of logits (2, 2, 5) without axis 2",
@@ -235,6 +241,7 @@ WRONG_RANGES = [
             (2, "2"),
             (-1e-320, r"-9\.99\d+e-321"),
             (1.5, r"1\.5"),
+            (1.1, r"1\.1"),  # and not 1.1000000000000001
             (1 + 2**-52, r"1\.0000000000000002"),  # enough digits to see what is wrong
             (np.float32(1.5), r"1\.5"),
             (np.inf, "inf"),

@@ -3,8 +3,10 @@
 #ifndef GCE_CORE_ERROR_H_
 #define GCE_CORE_ERROR_H_
 
+#include <cstdlib>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "gce/gce.h"
@@ -22,12 +24,30 @@ class Error {
   std::string message_;
 };
 
+// As few digits as tell a number from all others: 1.1 for what 17 digits show as 1.1000000000000001.
+inline std::string text_of(double x) {
+  for (int digits = 15;; ++digits) {
+    std::ostringstream text;
+    text.precision(digits);
+    text << x;
+    if (digits == 17 || std::strtod(text.str().c_str(), nullptr) == x) return text.str();
+  }
+}
+
+template <class Part>
+void put(std::ostringstream& text, const Part& part) {
+  if constexpr (std::is_floating_point_v<Part>) {
+    text << text_of(part);
+  } else {
+    text << part;
+  }
+}
+
 // fail(GCE_VALUE_ERROR, "axis = ", axis, ", expected ...")
 template <class... Parts>
 [[noreturn]] void fail(gce_status status, const Parts&... parts) {
   std::ostringstream text;
-  text.precision(17);
-  (text << ... << parts);
+  (put(text, parts), ...);
   throw Error(status, text.str());
 }
 

@@ -66,9 +66,10 @@ void check_targets(const gce_problem& p) {
   }
   const int32_t axis = class_axis(p);
   if (!is_shape_of_rows(p.targets, p.logits, axis)) {
+    const bool are_one_hot = p.shard == GCE_SHARD_NONE && same_shape(p.targets, p.logits);
     fail(GCE_VALUE_ERROR, "targets has shape ", shape_text(p.targets), ", expected ",
          shape_text(p.logits, axis), ": the shape of logits ", shape_text(p.logits),
-         " without axis ", axis);
+         " without axis ", axis, are_one_hot ? ", or a float dtype for probabilities" : "");
   }
 }
 
