@@ -117,7 +117,7 @@ def run_info() -> int:
     """Print `gce.show_config`."""
     try:
         gce.show_config()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # of GCE_FORCE_ISA, of GCE_NUM_THREADS
         raise CommandError(str(error)) from error
     return 0
 

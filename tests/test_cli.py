@@ -76,8 +76,9 @@ def test_info(tmp_path: Path) -> None:
     assert names == list(config)
 
 
-def test_info_says_in_one_line_that_a_forced_isa_is_unknown(tmp_path: Path) -> None:
-    done = run_python("-m", "gce", "info", cwd=tmp_path, GCE_FORCE_ISA="abacus")
+@pytest.mark.parametrize("name", ["GCE_FORCE_ISA", "GCE_NUM_THREADS"])
+def test_info_says_in_one_line_that_a_setting_is_unknown(name: str, tmp_path: Path) -> None:
+    done = run_python("-m", "gce", "info", cwd=tmp_path, **{name: "abacus"})
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("python -m gce info: ")
