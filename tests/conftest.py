@@ -36,7 +36,9 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def engine(request: pytest.FixtureRequest, emulated: Callable[[str], Emulated]) -> Iterator[Engine]:
     """Each engine of tests/engines.py: the ISAs of this machine, and NEON in an emulator."""
     if request.param not in IN_PROCESS:
-        yield emulated(request.param).start()
+        in_emulator = emulated(request.param)
+        in_emulator.start()
+        yield in_emulator
         return
     with selected(request.param):
         yield InProcess(request.param)

@@ -7,19 +7,20 @@ An engine has gce's own functions, with gce's arguments, results and errors::
     engine.row_stats(logits, targets, **options)
     engine.loss_gamma_grad(logits, targets, gamma, **options)
     engine.hvp(logits, targets, vector, gamma, **options)
+    engine.partial_stats(logits, targets, **options)              # these two of gce.shards
+    engine.sharded_loss_and_grad(logits, targets, gamma, stats, **options)
     engine.binary_loss(logits, targets, gamma, **options)
     engine.binary_loss_and_grad(logits, targets, gamma, **options)
     engine.pointwise("grad_weight", log_p, gamma, threshold)      # one of the ufuncs
 
 `InProcess` is the extension module. `Emulated` is the same core in another process, reached
-through ``tests/native/runner.cpp``: it repeats in Python what ``native/python`` does between numpy
-and the C ABI, so that NEON is tested on x86-64, with views of any strides, alignment and overlap.
+through `runner.py`: it repeats in Python what ``native/python`` does between numpy and the C ABI,
+so that NEON is tested on x86-64.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -29,18 +30,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 
 import gce
-from gce import _native
+from gce import _native, shards
+from runner import DTYPES, Runner
 from support import require
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,6 +90,12 @@ class Engine(Protocol):
 
     def hvp(self, logits: Any, targets: Any, vector: Any, gamma: Any, **options: Any) -> Any: ...
 
+    def partial_stats(self, logits: Any, targets: Any, **options: Any) -> Any: ...
+
+    def sharded_loss_and_grad(
+        self, logits: Any, targets: Any, gamma: Any, stats: Any, **options: Any
+    ) -> Any: ...
+
     def binary_loss(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any: ...
 
     def binary_loss_and_grad(
@@ -125,6 +132,8 @@ class InProcess:
         self.row_stats = gce.row_stats
         self.loss_gamma_grad = gce.loss_gamma_grad
         self.hvp = gce.hvp
+        self.partial_stats = shards.partial_stats
+        self.sharded_loss_and_grad = shards.loss_and_grad
         self.binary_loss = gce.binary_loss
         self.binary_loss_and_grad = gce.binary_loss_and_grad
 
@@ -222,48 +231,17 @@ def _call(command: Sequence[str]) -> None:
 
 # --- the core in another process ----------------------------------------------------------------
 
-DTYPES = (
-    *("float16", "bfloat16", "float32", "float64"),
-    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-)
-ERRORS = {1: TypeError, 2: ValueError, 3: IndexError, 4: MemoryError, 5: RuntimeError}
 OPS = ("loss_from_log_prob", "grad_weight", "gamma_grad")
-REAL_ARRAYS = ("threshold", "weight", "sample_weight", "pos_weight", "grad_output")
+REAL_ARRAYS = ("threshold", "weight", "sample_weight", "pos_weight", "grad_output", "stats")
+INTEGERS = (
+    *("axis", "ignore_index", "num_threads", "shift", "gauss_newton"),
+    *("shard", "first_class", "num_classes"),
+)
+SHARD_PARTIAL, SHARD_MERGED = 1, 2  # gce_shard of gce.h
 
 
-class Emulated:
-    """The core in a process of its own, to which calls are sent one after the other."""
-
-    def __init__(self, name: str, command: Sequence[str], isa: str, forced: bool) -> None:
-        self.name = name
-        self._command = command
-        self._isa = isa
-        self._forced = forced
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.RLock()  # start() after a death is within a call
-
-    def start(self) -> Emulated:
-        """Start the process and see that it runs the ISA that it should."""
-        if self._process is None:
-            environment = {**os.environ, "GCE_FORCE_ISA": self._isa if self._forced else ""}
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(
-                self._command, stdin=pipe, stdout=pipe, env=environment
-            )
-            assert self.isa_name() == self._isa
-        return self
-
-    def stop(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            process, self._process = self._process, None
-            with process:
-                assert process.stdin
-                process.stdin.close()
-
-    def isa_name(self) -> str:
-        """What the process says that it runs."""
-        return self._send("isa", [], {}, {})[1]
+class Emulated(Runner):
+    """gce's functions, in a process of their own."""
 
     def loss(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any:
         """`gce.loss`."""
@@ -301,6 +279,21 @@ class Emulated:
         self._run(inputs, {"grad": out}, options)
         return out
 
+    def partial_stats(self, logits: Any, targets: Any, **options: Any) -> Any:
+        """`gce.shards.partial_stats`."""
+        logits, targets = _as_float(logits), np.asarray(targets)
+        stats = np.full((*_row_shape(logits, targets, options), len(shards.FIELDS)), -77.0)
+        inputs = {"logits": logits, "targets": targets}
+        self._run(inputs, {"stats": stats}, {"shard": SHARD_PARTIAL, **options})
+        return stats
+
+    def sharded_loss_and_grad(
+        self, logits: Any, targets: Any, gamma: Any, stats: Any, **options: Any
+    ) -> Any:
+        """`gce.shards.loss_and_grad`."""
+        given = {"stats": stats, "shard": SHARD_MERGED, **options}
+        return self.loss_and_grad(logits, targets, gamma, **given)
+
     def binary_loss(self, logits: Any, targets: Any, gamma: Any, **options: Any) -> Any:
         """`gce.binary_loss`."""
         assert not {"out", "grad_output"} & options.keys()
@@ -329,7 +322,7 @@ class Emulated:
         out = np.full(inputs[0].shape, -77.0, dtype)
         names = ("log_p", "gamma", "threshold")[: 2 if op == "gamma_grad" else 3]
         named = dict(zip(names, inputs, strict=True))
-        self._send("pointwise", [("int", "op", OPS.index(op))], named, {"out": out})
+        self.send("pointwise", [("int", "op", OPS.index(op))], named, {"out": out})
         return out.reshape(log_p.shape)[()]
 
     def _losses(self, logits: Any, targets: Any, gamma: Any, grad: Any, options: Any) -> Any:
@@ -358,52 +351,11 @@ class Emulated:
                 lines.append(("text", name, value))
             elif name in ("normalizer", "label_smoothing", "z_loss", "softcap"):
                 lines.append(("real", name, float(value).hex()))
-            elif name in ("axis", "ignore_index", "num_threads", "shift", "gauss_newton"):
+            elif name in INTEGERS:
                 lines.append(("int", name, int(value)))
             else:
                 raise TypeError(f"unexpected keyword argument {name!r}")
-        self._send(action, lines, inputs, outputs)
-
-    def _send(
-        self, action: str, lines: list[tuple[Any, ...]], inputs: Any, outputs: Any
-    ) -> tuple[int, str]:
-        """Send a call, fill `outputs` with what comes back, and raise what went wrong."""
-        arrays = {**inputs, **outputs}
-        blocks = _Blocks([*arrays.values()], [*outputs.values()])
-        lines = lines + [block.line() for block in blocks.blocks]
-        lines += [("array", name, *blocks.describe(array)) for name, array in arrays.items()]
-        text = "".join(" ".join(map(str, line)) + "\n" for line in [*lines, (action,)])
-        with self._lock:
-            assert self._process and self._process.stdin and self._process.stdout
-            try:
-                self._process.stdin.write(text.encode())
-                for block in blocks.blocks:
-                    self._process.stdin.write(block.contents())
-                self._process.stdin.flush()
-                reply = self._process.stdout
-                status, number, length = map(int, reply.readline().split())
-                message = _read(reply, length).decode()
-                for block in blocks.blocks:
-                    if block.comes_back:
-                        block.write_back(_read(reply, block.high - block.low))
-            except (OSError, ValueError, EOFError) as error:
-                process, self._process = self._process, None
-                process.kill()
-                process.communicate()
-                self.start()  # for the tests that follow
-                raise RuntimeError(
-                    f"{self.name}: the process died ({process.returncode})"
-                ) from error
-        if status != 0:
-            raise ERRORS[status](message)
-        return number, message
-
-
-def _read(stream: IO[bytes], size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
+        self.send(action, lines, inputs, outputs)
 
 
 def _out_of(logits: Any, options: dict[str, Any]) -> Any:
@@ -444,61 +396,6 @@ def _stats_fields(kind: Any, logits: Any, rows: tuple[int, ...]) -> dict[str, An
 
 def _loss_dtype(logits: Any) -> Any:
     return np.float64 if logits.dtype == np.float64 else np.float32
-
-
-class _Block:
-    """A stretch of memory that arrays lie in."""
-
-    def __init__(self, low: int, high: int) -> None:
-        self.low, self.high = low, high
-        self.comes_back = False
-
-    def line(self) -> tuple[Any, ...]:
-        return ("block", self.high - self.low, self.low % 64, int(self.comes_back))
-
-    def contents(self) -> bytes:
-        return ctypes.string_at(self.low, self.high - self.low)
-
-    def write_back(self, data: bytes) -> None:
-        # A read-only array is refused, so nothing was written; its memory may not be ours to write.
-        if data != self.contents():
-            ctypes.memmove(self.low, data, len(data))
-
-
-class _Blocks:
-    """The memory of all arrays of a call: arrays that share memory here share it there."""
-
-    def __init__(self, arrays: list[Any], outputs: list[Any]) -> None:
-        self.blocks: list[_Block] = []
-        for low, high in sorted(_extent(array) for array in arrays):
-            if self.blocks and low < self.blocks[-1].high:
-                self.blocks[-1].high = max(high, self.blocks[-1].high)
-            else:
-                self.blocks.append(_Block(low, high))
-        for array in outputs:
-            self.blocks[self._of(array)].comes_back = True
-
-    def _of(self, array: Any) -> int:
-        low, high = _extent(array)
-        return next(i for i, b in enumerate(self.blocks) if b.low <= low and high <= b.high)
-
-    def describe(self, array: Any) -> tuple[Any, ...]:
-        number = self._of(array)
-        offset = array.ctypes.data - self.blocks[number].low
-        dtype = DTYPES.index(array.dtype.name)
-        readonly = int(not array.flags.writeable)
-        return (number, offset, dtype, readonly, array.ndim, *array.shape, *array.strides)
-
-
-def _extent(array: Any) -> tuple[int, int]:
-    """Addresses that an array reaches."""
-    low = high = array.ctypes.data
-    if array.size == 0:
-        return low, high
-    for n, stride in zip(array.shape, array.strides, strict=True):
-        reach = (n - 1) * stride
-        low, high = low + min(reach, 0), high + max(reach, 0)
-    return low, high + array.itemsize
 
 
 def emulated_engine(name: str, *, forced: bool = True) -> Emulated:

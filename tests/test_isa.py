@@ -113,7 +113,9 @@ def test_force_isa(name):
 
 @pytest.mark.parametrize("name", EMULATED)
 def test_force_isa_on_the_emulated_machine(name, emulated):
-    assert emulated(name).start().isa_name() == EMULATED[name]
+    engine = emulated(name)
+    engine.start()
+    assert engine.isa_name() == EMULATED[name]
 
 
 @pytest.mark.skipif(not EMULATED, reason="NEON is in process")

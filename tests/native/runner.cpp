@@ -1,5 +1,5 @@
 // Runs calls of the C ABI that arrive on stdin and answers on stdout, so that the tests can drive a core
-// built for another machine (in an emulator) or with other flags (sanitizers). tests/engines.py is the
+// built for another machine (in an emulator) or with other flags (sanitizers). tests/runner.py is the
 // other end. It knows the C ABI alone.
 //
 // A request is lines of text, then the bytes of its blocks of memory, in order:
@@ -181,6 +181,7 @@ void set_arrays(const Request& request, gce_problem* problem) {
       {"sample_weight", &gce_problem::sample_weight},
       {"grad_output", &gce_problem::grad_output},
       {"vector", &gce_problem::vector},
+      {"stats", &gce_problem::shard_stats},
       {"loss", &gce_problem::loss},
       {"grad", &gce_problem::grad},
       {"target_log_prob", &gce_problem::target_log_prob},
@@ -259,6 +260,9 @@ gce_status run(const Request& request) {
   problem.softcap = request.real_or("softcap", 0.0);
   problem.shift = static_cast<int32_t>(request.int_or("shift", 0));
   problem.gauss_newton = static_cast<int32_t>(request.int_or("gauss_newton", 0));
+  problem.shard = static_cast<int32_t>(request.int_or("shard", GCE_SHARD_NONE));
+  problem.first_class = request.int_or("first_class", 0);
+  problem.all_classes = request.int_or("num_classes", 0);
   const gce_status status = set_options(request, &problem);
   const int64_t threads = request.int_or("num_threads", 1);
   if (status != GCE_OK) return status;
