@@ -1,29 +1,13 @@
-// The options of the public functions: one table gives each its keyword, default, documentation and effect.
-// Signatures and docstrings are made from it; adding an option to the Python face is adding one row, and for an
-// array option the View that holds it.
+// The parsing of calls: arguments in vectorcall's form to a problem for the core.
 #ifndef GCE_PYTHON_ARGUMENTS_H_
 #define GCE_PYTHON_ARGUMENTS_H_
 
 #include <string>
-#include <tuple>
-#include <vector>
 
 #include "arrays.h"
+#include "options.h"
 
 namespace gce_python {
-
-// Which functions take an option: a set of bits.
-enum Takes : unsigned {
-  kLossFunction = 1,
-  kLossAndGrad = 2,
-  kRowStats = 4,
-  kLossGammaGrad = 8,
-  kHvp = 16,
-  kBinaryLoss = 32,
-  kBinaryLossAndGrad = 64,
-  kPartialStats = 1024,
-  kShardedLoss = 2048
-};
 
 // One call: the problem for the core and the arrays that it points to.
 struct Call {
@@ -49,17 +33,8 @@ struct Call {
   int64_t rows_shape_[GCE_MAX_NDIM];
 };
 
-// The value of a num_threads argument. Throws PythonError.
-int thread_count_of(PyObject* object);
-
-// "loss(logits, targets, gamma, *, threshold=0.0, ...)" for inspect.signature, and the numpydoc section.
+// "loss(logits, targets, gamma, *, threshold=0.0, ...)" for inspect.signature.
 std::string signature_of(const char* function, Takes takes);
-std::string parameters_of(Takes takes);
-
-// Of each option: name, default, type, meaning in one line of Markdown, and the functions that take it.
-using OptionSummary =
-    std::tuple<std::string, std::string, std::string, std::string, std::vector<std::string>>;
-std::vector<OptionSummary> option_summaries();
 
 // Interns the keywords; once, at import.
 void prepare_keywords();

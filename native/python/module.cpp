@@ -9,13 +9,13 @@
 #include <string>
 #include <vector>
 
-#include "arguments.h"
 #include "arrays.h"
 #include "capsules.h"
 #include "errors.h"
 #include "functions.h"
 #include "gce/gce.h"
 #include "limits.h"
+#include "options.h"
 #include "threads.h"
 #include "ufuncs.h"
 

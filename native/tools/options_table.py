@@ -2,7 +2,7 @@
 
     python native/tools/options_table.py
 
-That place is kOptions in ``native/python/arguments.cpp``, as the built extension module has it. A
+That place is kOptions in ``native/python/options.cpp``, as the built extension module has it. A
 table stands between ``<!-- options: loss, loss_and_grad -->``, which names functions, and
 ``<!-- /options -->``: the options that they take, and who takes one if it is not just all of them
 (leaving out functions that have a table of their own).
