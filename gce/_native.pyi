@@ -426,7 +426,7 @@ def row_stats(
     num_threads: int | None = None,
 ) -> RowStats: ...
 
-# float64, the targets' shape and 10 more.
+# float64, the targets' shape and 12 more.
 def partial_stats(
     logits: ArrayLike,
     targets: ArrayLike,

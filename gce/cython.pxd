@@ -6,9 +6,9 @@ from libc.stdint cimport int32_t, int64_t
 
 cdef extern from "gce/gce.h":
     """
-    typedef gce_array gce_array_3325da04;
-    typedef gce_problem gce_problem_3325da04;
-    typedef gce_binary_problem gce_binary_problem_3325da04;
+    typedef gce_array gce_array_beecc149;
+    typedef gce_problem gce_problem_beecc149;
+    typedef gce_binary_problem gce_binary_problem_beecc149;
     """
     const int GCE_MAX_NDIM
 
@@ -59,6 +59,8 @@ cdef extern from "gce/gce.h":
         GCE_SHARD_SPREAD_HIGH
         GCE_SHARD_SPREAD_LOW
         GCE_SHARD_WEIGHT_SUM
+        GCE_SHARD_FIRST_CLASS
+        GCE_SHARD_CLASSES
         GCE_SHARD_FIELDS
 
     ctypedef enum gce_pointwise_op:
@@ -66,7 +68,7 @@ cdef extern from "gce/gce.h":
         GCE_POINTWISE_GRAD_WEIGHT
         GCE_POINTWISE_GAMMA_GRAD
 
-    ctypedef struct gce_array "gce_array_3325da04":
+    ctypedef struct gce_array "gce_array_beecc149":
         void* data
         const int64_t* shape
         const int64_t* strides
@@ -74,7 +76,7 @@ cdef extern from "gce/gce.h":
         int32_t dtype
         int32_t readonly
 
-    ctypedef struct gce_problem "gce_problem_3325da04":
+    ctypedef struct gce_problem "gce_problem_beecc149":
         gce_array logits
         gce_array targets
         gce_array gamma
@@ -107,7 +109,7 @@ cdef extern from "gce/gce.h":
         gce_array argmax
         gce_array gamma_grad
 
-    ctypedef struct gce_binary_problem "gce_binary_problem_3325da04":
+    ctypedef struct gce_binary_problem "gce_binary_problem_beecc149":
         gce_array logits
         gce_array targets
         gce_array gamma

@@ -2,8 +2,8 @@
 
 Each process finds the statistics of its slice (`partial_stats`), all of them are gathered and put
 together (`merge`), and with the result each computes the loss, which is the same everywhere, and
-its own slice of the gradient (`loss_and_grad`). What is sent are ten numbers a row, as one float64
-array. ``examples/vocabulary_shards.py`` does it over ``torch.distributed``.
+its own slice of the gradient (`loss_and_grad`). What is sent are twelve numbers a row, as one
+float64 array. ``examples/vocabulary_shards.py`` does it over ``torch.distributed``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 FIELDS = (
     *("maximum", "shift", "reference", "sum_high", "sum_low"),
     *("target_logit", "argmax", "spread_high", "spread_low", "weight_sum"),
+    *("first_class", "classes"),
 )
 
 # Log2E and ExponentRange::kLargestLogit of native/core/kernels/math.inc.h
@@ -41,7 +42,7 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     ----------
     parts : iterable of array of float64
         From `partial_stats` for the same rows and options, in the order of the classes; each of the
-        targets' shape and 10 more.
+        targets' shape and 12 more.
 
     Returns
     -------
@@ -51,7 +52,7 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     Raises
     ------
     ValueError
-        No parts, parts of other or unequal shapes, or parts in another order than the classes'.
+        No parts, parts of other or unequal shapes, or slices that do not follow each other.
 
     Notes
     -----
@@ -84,15 +85,16 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
         raise ValueError(
             f"parts have shapes {found}, expected of all that of targets and {len(FIELDS)} more"
         )
-    stacked = np.stack(arrays)
-    part = dict(zip(FIELDS, np.moveaxis(stacked, -1, 0), strict=True))
-    _check_order(part["argmax"], stacked)
+    part = dict(zip(FIELDS, np.moveaxis(np.stack(arrays), -1, 0), strict=True))
+    _check_order(part["first_class"], part["first_class"] + part["classes"])
     is_masked = np.isneginf(part["maximum"])  # all of the slice's classes are
 
     maximum = np.max(part["maximum"], axis=0)  # NaN if one is
     lead = np.argmax(part["maximum"], axis=0)[np.newaxis]  # the first of equals, or the first NaN
     merged = {"maximum": maximum, "argmax": np.take_along_axis(part["argmax"], lead, 0)[0]}
     merged["target_logit"] = np.max(part["target_logit"], axis=0)
+    merged["first_class"] = part["first_class"][0]
+    merged["classes"] = np.sum(part["classes"], axis=0)
 
     merged["shift"] = np.take_along_axis(part["shift"], lead, 0)[0]
     largest = np.max(np.where(is_masked, -np.inf, part["reference"]), axis=0)
@@ -137,18 +139,15 @@ def _exponent_between(shift: Doubles, to: Doubles, references: Doubles) -> Doubl
     return exponent
 
 
-def _check_order(argmax: Doubles, numbers: Doubles) -> None:
-    """Each slice's classes, the argmax among them, come after those of the slice before.
-
-    Of the rows that an option shift leaves out all numbers are 0.
-    """
-    wrong = np.argwhere((argmax[1:] <= argmax[:-1]) & np.any(numbers[1:], axis=-1))
+def _check_order(begins: Doubles, ends: Doubles) -> None:
+    """Each slice begins where the one before ends."""
+    wrong = np.argwhere(begins[1:] != ends[:-1])
     if len(wrong):
         i, *row = map(int, wrong[0])
-        before, found = (int(argmax[(k, *row)]) for k in (i, i + 1))
+        found, expected = int(begins[(i + 1, *row)]), int(ends[(i, *row)])
         raise ValueError(
-            f"parts[{i + 1}] has classes as {found}, expected only such as follow class {before}, "
-            f"which parts[{i}] has: each slice once, in the order of the classes"
+            f"parts[{i + 1}] begins with class {found}, expected {expected}, where parts[{i}] "
+            "ends: each slice once, in the order of the classes"
         )
 
 

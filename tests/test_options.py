@@ -342,7 +342,9 @@ def check_derivatives(case: Case) -> None:
     relative = {"float64": 1e-14, "float32": 2.0**-24}.get(name, 0.0) + ROUNDOFF[name]
     # Curvatures are up to 8 times the slopes: 2 λ (1 + |lse|), two terms of each target, a cap's.
     cap = float(expected.get("softcap") or 1.0)
-    bound = 8e-15 * slopes_of(case, expected) * (1.0 + 2.0 / cap)
+    # Of float64 all is computed to the last bits, of others exponentials and the like to 1e-10.
+    factor = 1e-15 if name == "float64" else 1.1e-10
+    bound = 8.0 * factor * slopes_of(case, expected) * (1.0 + 2.0 / cap)
     for gauss_newton in (False, True):
         want = reference.hvp(case.logits, vector=vector, gauss_newton=gauss_newton, **expected)
         found = gce.hvp(case.logits, vector=vector, gauss_newton=gauss_newton, **options)

@@ -197,7 +197,7 @@ def test_any_layout(engine):
 
 def test_no_rows(engine):
     stats = engine.partial_stats(np.zeros((0, 4)), np.zeros(0, int), first_class=2, num_classes=9)
-    assert stats.shape == (0, 10)
+    assert stats.shape == (0, 12)
     loss, grad = engine.sharded_loss_and_grad(
         np.zeros((0, 4)), np.zeros(0, int), 0.5, shards.merge([stats]), first_class=2, num_classes=9
     )
@@ -207,7 +207,7 @@ def test_no_rows(engine):
 def test_any_number_of_threads(engine):
     rows = 4000 if engine.name in IN_PROCESS else 400  # several threads; emulators always use them
     logits, targets = problem(500, "float32", rows)
-    place = {"first_class": 100, "num_classes": 700}
+    place = {"first_class": 0, "num_classes": 500}
     want = engine.partial_stats(logits, targets, **place, num_threads=1)
     assert_same_bits(engine.partial_stats(logits, targets, **place, num_threads=3), want)
     whole = engine.sharded_loss_and_grad(logits, targets, 0.3, want, **place, num_threads=1)
@@ -216,9 +216,17 @@ def test_any_number_of_threads(engine):
     assert_same_bits(found[1], whole[1])
 
 
+def stats_of_slices(logits: Any, **options: Any) -> Any:
+    """Of two slices, both with these logits."""
+    return shards.merge(
+        shards.partial_stats(logits, [0, 1, 7], first_class=begin, num_classes=8, **options)
+        for begin in (0, 4)
+    )
+
+
 def usual() -> dict[str, Any]:
     logits = np.zeros((3, 4), np.float32)
-    stats = shards.partial_stats(logits, [0, 1, 2], num_classes=8)
+    stats = stats_of_slices(logits)
     return {"logits": logits, "targets": np.array([0, 1, 7]), "gamma": 0.5, "stats": stats,
             "first_class": 4, "num_classes": 8}  # fmt: skip
 
@@ -226,7 +234,7 @@ def usual() -> dict[str, Any]:
 RANGE = "expected 0 <= first_class <= num_classes - 4 for a slice of 4 classes"
 
 
-SHAPE = r"stats has shape \(3, 9\), expected that of targets, \(3,\), and 10 more"
+SHAPE = r"stats has shape \(3, 9\), expected that of targets, \(3,\), and 12 more"
 WEIGHT = r"weight has shape \(4,\), expected \(8,\): one per class"
 DTYPE = "targets has dtype float64, expected an integer dtype for a slice"
 
@@ -246,15 +254,37 @@ DTYPE = "targets has dtype float64, expected an integer dtype for a slice"
         ({"weight": np.ones(4)}, ValueError, WEIGHT),
         ({"stats": np.zeros((3, 9))}, ValueError, SHAPE),
         (
-            {"stats": np.zeros((3, 10), "f4")},
+            {"stats": np.zeros((3, 12), "f4")},
             TypeError,
             "stats has dtype float32, expected float64",
         ),
         ({"softcap": 3.0}, TypeError, "unexpected keyword argument 'softcap'"),
+        (
+            {
+                "stats": shards.partial_stats(
+                    np.zeros((3, 4)), [0, 1, 7], first_class=4, num_classes=8
+                )
+            },
+            ValueError,
+            r"stats\[0\] is of 4 classes from 4 on, expected of all 8: those of all slices are to",
+        ),
+        (
+            {"label_smoothing": 0.1},
+            ValueError,
+            r"stats\[0\] was found without label_smoothing, expected with it, as label_smoothing",
+        ),
     ],
 )
 def test_errors(given, error, message):
     call_in_vain(shards.loss_and_grad, error, message, {**usual(), **given})
+
+
+def test_classes_without_weight_need_no_stats_of_label_smoothing():
+    given = {**usual(), "weight": np.zeros(8), "label_smoothing": 0.1}
+    logits = given["logits"]
+    assert shards.loss_and_grad(**given)[0] == 0.0
+    given["stats"] = stats_of_slices(logits, weight=np.zeros(8), label_smoothing=0.1)
+    assert shards.loss_and_grad(**given)[0] == 0.0
 
 
 def test_errors_of_merge():
@@ -283,13 +313,15 @@ def test_merge_says_where_the_order_is_not_that_of_the_classes(shift):
         return
     for parts, at in [
         ([middle, first, last], 1),
-        ([first, last, middle], 2),
+        ([first, last, middle], 1),
         ([first, middle, middle, last], 2),
         ([first, shards.merge([middle, last]), middle], 2),
+        ([first, last], 1),
+        ([first, whole], 1),
     ]:
         message = (
-            rf"^parts\[{at}\] has classes as \d, expected only such as follow class \d, which "
-            rf"parts\[{at - 1}\] has: each slice once, in the order of the classes$"
+            rf"^parts\[{at}\] begins with class \d, expected \d, where parts\[{at - 1}\] ends: "
+            "each slice once, in the order of the classes$"
         )
         with pytest.raises(ValueError, match=message):
             shards.merge(parts)

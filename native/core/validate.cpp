@@ -319,6 +319,35 @@ int64_t check_target_values(const gce_problem& p, const RowProblem& rows,
   return counted;
 }
 
+// Whether those of all slices were merged; with label smoothing, whether they were found with it.
+void check_merged_stats(const gce_problem& p, const RowProblem& rows) {
+  bool has_weights = false;
+  for (int64_t v = 0; p.label_smoothing != 0.0 && v < rows.all_classes && !has_weights; ++v) {
+    has_weights = class_weight_of(rows, v) != 0.0;
+  }
+  const RowArray& stats = rows.arrays[kShardStats];
+  for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
+    for (int64_t i = 0; i < n; ++i) {
+      const char* of_row = stats.data + offsets[kShardStats] + i * stats.strides[rows.ndim - 1];
+      const auto get = [&](gce_shard_field field) {
+        return read<double>(of_row + field * rows.shard_field_stride);
+      };
+      const double first = get(GCE_SHARD_FIRST_CLASS);
+      const double classes = get(GCE_SHARD_CLASSES);
+      if (first != 0.0 || classes != static_cast<double>(rows.all_classes)) {
+        fail(GCE_VALUE_ERROR, "stats", index_text(p.targets, row + i, p.shift), " is of ", classes,
+             " classes from ", first, " on, expected of all ", rows.all_classes,
+             ": those of all slices are to be merged");
+      }
+      if (has_weights && get(GCE_SHARD_WEIGHT_SUM) == 0.0) {
+        fail(GCE_VALUE_ERROR, "stats", index_text(p.targets, row + i, p.shift),
+             " was found without label_smoothing, expected with it, as label_smoothing = ",
+             p.label_smoothing);
+      }
+    }
+  });
+}
+
 // Over the counted rows, of class weight times sample weight.
 RowWeights sum_of_weights(const RowProblem& rows) {
   PairSum sum = {0.0, 0.0};
@@ -383,6 +412,7 @@ RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
     return {static_cast<double>(rows.rows), rows.rows > 0};
   }
   const int64_t counted = check_target_values(problem, rows, kernels);
+  if (problem.shard == GCE_SHARD_MERGED) check_merged_stats(problem, rows);
   const bool weighted = rows.weight != nullptr || rows.arrays[kSampleWeight].data != nullptr;
   if (weighted && problem.reduction == GCE_REDUCTION_MEAN && !problem.has_normalizer) {
     return sum_of_weights(rows);

@@ -206,12 +206,12 @@ const FunctionDoc kPartialStatsDoc = {
     GCE_SLICE,
     "\nReturns\n-------\n"
     "array of float64\n"
-    "    The shape of `targets` and 10 more: numbers that `merge` knows, contiguous, so that they can be\n"
+    "    The shape of `targets` and 12 more: numbers that `merge` knows, contiguous, so that they can be\n"
     "    sent as they are.\n\n" GCE_RAISES
     "See Also\n--------\nmerge : the statistics of the whole.\n\n"
     "Examples\n--------\n" GCE_EXAMPLE_SLICES
     ">>> stats.shape\n"
-    "(2, 10)\n"};
+    "(2, 12)\n"};
 
 const FunctionDoc kShardedLossDoc = {
     "The loss over all classes, and the gradient of a slice's logits.\n\n"

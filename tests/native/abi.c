@@ -266,7 +266,7 @@ static void errors_of_products_and_shards(void) {
       "first_class = 0 and num_classes = -9223372036854775808, expected 0 <= first_class <= "
       "num_classes - 10 for a slice of 10 classes");
   p.all_classes = 20;
-  EXPECT_ERROR(GCE_VALUE_ERROR, "stats has shape (), expected that of targets, (8,), and 10 more");
+  EXPECT_ERROR(GCE_VALUE_ERROR, "stats has shape (), expected that of targets, (8,), and 12 more");
   p.shard_stats = array_of(stats, GCE_FLOAT64, 2, shape, strides);
   p.vector = p.logits;
   EXPECT_ERROR(GCE_VALUE_ERROR, "vector is given, expected none for a slice of the classes");

@@ -95,6 +95,8 @@ class ShardWorker {
     put(at, GCE_SHARD_SPREAD_HIGH, spread.high);
     put(at, GCE_SHARD_SPREAD_LOW, spread.low);
     put(at, GCE_SHARD_WEIGHT_SUM, weight_sum_);
+    put(at, GCE_SHARD_FIRST_CLASS, static_cast<double>(p_.first_class));
+    put(at, GCE_SHARD_CLASSES, static_cast<double>(p_.classes));
   }
 
   // Of the slice's classes, as label smoothing takes them.

@@ -88,6 +88,8 @@ typedef enum gce_shard_field {
   GCE_SHARD_SPREAD_HIGH,
   GCE_SHARD_SPREAD_LOW,
   GCE_SHARD_WEIGHT_SUM,
+  GCE_SHARD_FIRST_CLASS, /* of the slice, */
+  GCE_SHARD_CLASSES,     /* and how many it has */
   GCE_SHARD_FIELDS
 } gce_shard_field;
 
@@ -127,7 +129,7 @@ typedef struct gce_array {
  *                  or with gauss_newton of its positive part, in which the gradient weight is a constant
  *   shard          a gce_shard. If not none, logits are those of classes first_class to first_class + V - 1 of all_classes;
  *                  targets and weight are those of all. shard_stats is float64, the targets' shape and GCE_SHARD_FIELDS
- *                  more: for GCE_SHARD_PARTIAL an output, the only one; for GCE_SHARD_MERGED an input
+ *                  more: for GCE_SHARD_PARTIAL an output, the only one; for GCE_SHARD_MERGED an input, of all classes
  *   normalizer     the divisor of the mean, if has_normalizer; finite and > 0
  *   ignore_index   rows with this target have loss 0 and gradient 0, if has_ignore_index
  *   axis           class axis, -ndim <= axis < ndim
