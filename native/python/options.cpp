@@ -181,9 +181,10 @@ constexpr Option kOptions[] = {
      kOfLosses | kShardedLoss,
      "float",
      "lambda >= 0: adds ``lambda logsumexp(z)**2`` to each row's loss, so that logits do not\n"
-     "drift. `sample_weight` multiplies it, class weights do not.",
+     "drift. `sample_weight` multiplies it, class weights do not; the mean has one divisor for "
+     "all.",
      "λ ≥ 0: adds `λ logsumexp(z)²` to each row's loss; sample weights multiply it, class weights "
-     "do not"},
+     "do not, though the mean divides it by their sum, as all else"},
     {"softcap",
      "None",
      None::kAbsent,
