@@ -342,3 +342,13 @@ def test_over_processes(processes):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same bits as the whole") == processes
     assert done.stdout.count("label smoothing: within 1e-6") == processes
+
+
+@pytest.mark.parametrize("rubbish", [np.nan, np.inf, -1e300])
+def test_statistics_are_anything(rubbish):
+    # Also what no int64 holds: under `make sanitize` such a conversion is an error.
+    stats = np.full((3, len(shards.FIELDS)), rubbish)
+    place = {"first_class": 0, "num_classes": 4}
+    loss, grad = shards.loss_and_grad(np.zeros((3, 4), "f4"), [0, 1, 2], 0.3, stats, **place)
+    assert np.isnan(loss) == np.isnan(rubbish)
+    assert grad.shape == (3, 4)

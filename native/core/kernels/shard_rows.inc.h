@@ -116,7 +116,10 @@ class ShardWorker {
     tile_.sum_high[0] = get(at, GCE_SHARD_SUM_HIGH);
     tile_.sum_low[0] = get(at, GCE_SHARD_SUM_LOW);
     tile_.target_logit[0] = static_cast<Scalar>(get(at, GCE_SHARD_TARGET_LOGIT));
-    tile_.argmax[0] = static_cast<int64_t>(get(at, GCE_SHARD_ARGMAX));
+    // Anyone may have written it: only what an int64 can hold may be converted.
+    const double argmax = get(at, GCE_SHARD_ARGMAX);
+    const bool is_class = argmax >= 0.0 && argmax < static_cast<double>(p_.all_classes);
+    tile_.argmax[0] = is_class ? static_cast<int64_t>(argmax) : -1;
     tile_.spread_high[0] = get(at, GCE_SHARD_SPREAD_HIGH);
     tile_.spread_low[0] = get(at, GCE_SHARD_SPREAD_LOW);
   }

@@ -191,7 +191,7 @@ void unstage(const Scalar* block, int64_t r, int64_t n, int64_t classes,
   } else {
     for (int64_t v = 0; v < classes; ++v) {
       for (int64_t i = 0; i < n; ++i) {
-        store_first(panel.at(v, r + i), load(block + v * L + i), 1);
+        store_first(panel.at(v, r + i), broadcast(block[v * L + i]), 1);
       }
     }
   }
