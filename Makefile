@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check build generated tidy format dist clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize build generated tidy format dist clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -27,6 +27,7 @@ help:
 	@echo 'make bench-commits  the same cases over commits, by asv (COMMITS="$(COMMITS)")'
 	@echo 'make bench-training  a training step on both runtimes and in PyTorch'
 	@echo 'make check   formatters, linters, type checkers, the typed stub'
+	@echo 'make sanitize  tests of the native code under sanitizers (SANITIZE_ARGS="thread")'
 	@echo 'make format  rewrite files as the formatters want them'
 	@echo 'make build   compile what changed, in place'
 	@echo 'make generated  rewrite what follows from gce.h and the table of options'
@@ -87,6 +88,10 @@ bench-commits: $(VENV)/.bench
 	$(ASV) run --skip-existing-successful $(BENCH_ARGS) "$$first^!" && \
 	$(ASV) run --skip-existing-successful $(BENCH_ARGS) "$$first..$$last" && \
 	$(ASV) compare "$$first" "$$last"
+
+# Builds of their own, in build/sanitize.
+sanitize: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python native/tools/sanitize.py $(SANITIZE_ARGS)
 
 build: $(VENV)/.native
 

@@ -170,6 +170,7 @@ class BuildNative(build_ext):
         linked.sources, linked.language = [], "c++"
         linked.extra_objects = [self.object_of[file] for file in ext.sources] + self.core_objects
         linked.extra_link_args = ["-pthread", "-fno-lto", self.export_only(ext), *self.kept(ext)]
+        linked.extra_link_args += sanitizer_flags()
         linked.depends = [*linked.extra_objects, __file__]
         super().build_extension(linked)
 
@@ -192,7 +193,20 @@ class BuildNative(build_ext):
 def environment_flags() -> list[str]:
     """-Werror in the project's own builds alone, and no debug information unless asked for."""
     flags = ["-Werror"] if os.environ.get("GCE_WERROR") == "1" else []
+    if sanitizer_flags():
+        checked = ("-UNDEBUG", "-D_GLIBCXX_ASSERTIONS", "-fno-omit-frame-pointer")
+        return [*flags, *sanitizer_flags(), *checked, "-O1", "-g1"]
     return flags if "-g" in os.environ.get("CFLAGS", "") else [*flags, "-g0"]
+
+
+def sanitizer_flags() -> list[str]:
+    """GCE_SANITIZE=address,undefined or thread: `make sanitize` builds with them."""
+    names = os.environ.get("GCE_SANITIZE")
+    if not names:
+        return []
+    # These make compiling the kernels several times as long; AddressSanitizer sees what they would.
+    slow = "-fno-sanitize=null,object-size,pointer-overflow"
+    return [f"-fsanitize={names}", "-fno-sanitize-recover=all", slow]
 
 
 def is_stale(path: str) -> bool:
