@@ -348,6 +348,7 @@ def test_over_processes(processes):
 def test_statistics_are_anything(rubbish):
     # Also what no int64 holds: under `make sanitize` such a conversion is an error.
     stats = np.full((3, len(shards.FIELDS)), rubbish)
+    stats[:, -2:] = 0, 4  # which slice, is checked
     place = {"first_class": 0, "num_classes": 4}
     loss, grad = shards.loss_and_grad(np.zeros((3, 4), "f4"), [0, 1, 2], 0.3, stats, **place)
     assert np.isnan(loss)
