@@ -48,14 +48,15 @@ struct WideSum<F64> {
 
 // The pairwise end of a segment: lane i takes in lane i + L/2, then i + L/4, ... (merge of ColumnSum, lane by
 // lane).
-inline PairSum sum_of_lanes(const WideSum<F32>& sums) {
+inline double sum_of_lanes(F64 sum) {
   double lanes[F64::kLanes];
-  store(lanes, sums.sum);
+  store(lanes, sum);
   for (int width = F64::kLanes / 2; width >= 1; width /= 2) {
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   }
-  return {lanes[0], 0.0};
+  return lanes[0];
 }
+inline PairSum sum_of_lanes(const WideSum<F32>& sums) { return {sum_of_lanes(sums.sum), 0.0}; }
 inline PairSum sum_of_lanes(const WideSum<F64>& sums) {
   double high[F64::kLanes];
   double low[F64::kLanes];

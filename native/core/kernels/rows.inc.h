@@ -262,16 +262,19 @@ void row_sum(const Storage* z, int64_t classes, int64_t r, typename Tile<Storage
   tile->sum_low[r] = sum.low;
 }
 
-// The row's maximum and the index of the first one, or of the first NaN.
+// The index of the row's first maximum, or of the first NaN.
+template <class Storage, class Scalar>
+int64_t row_argmax(const Storage* z, int64_t classes, Scalar maximum, bool may_have_nan) {
+  const int64_t nan = may_have_nan ? first_nan(z, classes) : -1;
+  return nan >= 0 ? nan : first_equal(z, classes, broadcast(maximum));
+}
+
+// The row's maximum and its argmax.
 template <class Storage>
 void row_extremes(const Storage* z, int64_t classes, int64_t r, Tile<Storage>* tile) {
-  const auto maximum = row_max(z, classes);
-  tile->maximum[r] = maximum;
-  tile->argmax[r] = first_equal(z, classes, broadcast(maximum));
-  if (tile->sum_high[r] != tile->sum_high[r]) {
-    const int64_t nan = first_nan(z, classes);
-    if (nan >= 0) tile->argmax[r] = nan;
-  }
+  tile->maximum[r] = row_max(z, classes);
+  const bool may_have_nan = tile->sum_high[r] != tile->sum_high[r];
+  tile->argmax[r] = row_argmax(z, classes, tile->maximum[r], may_have_nan);
 }
 
 // What the statistics and label smoothing need of row r beside its sum.

@@ -221,7 +221,7 @@ class WideWorker {
     for (int64_t i = 0; i < size_; i += F64::kLanes) {
       ahead.fetch(i);
       const F64 d = load(of.x + i) - maximum;
-      const F64 e = exp_of<kShort>(d);
+      const F64 e = prob_of<kShort>(d).p;
       store(of.x + i, d);
       store(of.e + i, e);
       sums.add(e);
@@ -273,9 +273,8 @@ class WideWorker {
   // The first class of the maximum, or the first NaN.
   void write_argmax() {
     if (!kRowsInLanes) {
-      tile_.argmax[first_] = first_equal(of_.x, p_.classes, broadcast(row_max(of_.x, p_.classes)));
-      const int64_t nan = first_nan(of_.x, p_.classes);
-      if (nan >= 0) tile_.argmax[first_] = nan;
+      const double largest = row_max(of_.x, p_.classes);
+      tile_.argmax[first_] = row_argmax(of_.x, p_.classes, largest, true);
       return;
     }
     const F64 maximum = maximum_of_rows();

@@ -125,43 +125,24 @@ template <bool kShort, Way kWay>
   return select(row.is_cross_entropy, cross_entropy_terms(row, d), terms);
 }
 
-// Of 2^(l log2(e)): its exponent, and its mantissa less 1.
-struct ShortExponential {
-  F64 shifted;  // kPowerMagic64 + exponent
-  F64 rest;
-};
-constexpr double kLeastShort = -700.0;  // e^l below that is 0
-[[gnu::always_inline]] inline ShortExponential short_exponential(F64 l) {
-  const F64 log2e = broadcast(Log2E<F64>::kValue);
-  const F64 magic = broadcast(kPowerMagic64);
-  const F64 bounded = max(broadcast(kLeastShort), l);  // keeps NaN
-  const F64 shifted = mul_add(bounded, log2e, magic);
-  const F64 t = fused_mul_sub(bounded, log2e, shifted - magic);
-  return {shifted, t * horner<6>(t, kExp2QuotientF64Short)};
-}
+constexpr double kLeastShort = -700.0;  // e^l below that is 0, the short way
 
-// e^d for d <= 0; 0 for -inf.
-template <bool kShort>
-[[gnu::always_inline]] inline F64 exp_of(F64 d) {
-  if constexpr (kShort) {
-    const ShortExponential e = short_exponential(d);
-    const F64 whole = power(e.shifted);
-    return keep(mul_add(whole, e.rest, whole), not_less(d, broadcast(kLeastShort)));
-  }
-  const Exponential e = exponential_of(d);
-  return scale_by_integer(e.mantissa, e.exponent);
-}
-
-// e^l and 1 - e^l for l <= 0, both to full relative accuracy; the short way's is 5e-10.
+// e^l and 1 - e^l for l <= 0, -inf too, both to full relative accuracy; the short way's is 5e-10.
 template <bool kShort>
 [[gnu::always_inline]] inline TargetProb prob_of(F64 l) {
   if constexpr (kShort) {
     const F64 zero = broadcast(0.0);
     const F64 one = broadcast(1.0);
-    const ShortExponential e = short_exponential(l);
-    const F64 whole = power(e.shifted);
-    const F64 p = keep(mul_add(whole, e.rest, whole), not_less(l, broadcast(kLeastShort)));
-    return {p, select(whole == one, zero - e.rest, one - p)};
+    const F64 log2e = broadcast(Log2E<F64>::kValue);
+    const F64 magic = broadcast(kPowerMagic64);
+    const F64 least = broadcast(kLeastShort);
+    const F64 bounded = max(least, l);  // keeps NaN
+    const F64 shifted = mul_add(bounded, log2e, magic);
+    const F64 t = fused_mul_sub(bounded, log2e, shifted - magic);
+    const F64 rest = t * horner<6>(t, kExp2QuotientF64Short);  // 2^t - 1
+    const F64 whole = power(shifted);
+    const F64 p = keep(mul_add(whole, rest, whole), not_less(l, least));
+    return {p, select(whole == one, zero - rest, one - p)};
   }
   return target_prob_of(l, exponential_of(l));
 }
@@ -218,12 +199,7 @@ inline F64Pair pair_of(const TermSum<false>& of) {
 template <bool kRowsInLanes>
 inline F64Pair pair_of(const TermSum<true>& of) {
   if constexpr (kRowsInLanes) return {of.sum, broadcast(0.0)};
-  double lanes[F64::kLanes];
-  store(lanes, of.sum);
-  for (int width = F64::kLanes / 2; width >= 1; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return {broadcast(lanes[0]), broadcast(0.0)};
+  return {broadcast(sum_of_lanes(of.sum)), broadcast(0.0)};
 }
 // As value_of.
 template <bool kRowsInLanes, class Sum>
