@@ -91,7 +91,7 @@ bench-commits: $(VENV)/.bench
 
 # Builds of their own, in build/sanitize.
 sanitize: $(VENV)/.test $(VENV)/.native
-	$(BIN)/python native/tools/sanitize.py $(SANITIZE_ARGS)
+	$(BIN)/python -m reliability sanitize $(SANITIZE_ARGS)
 
 build: $(VENV)/.native
 
@@ -163,7 +163,7 @@ check: $(VENV)/.dev $(VENV)/.native
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy $(LOOSE) $(wildcard tests benchmarks examples)
+	$(BIN)/mypy $(LOOSE) $(wildcard tests benchmarks reliability examples)
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml gce._native
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/pre-commit validate-config

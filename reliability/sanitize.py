@@ -1,15 +1,15 @@
-"""Build the native code with sanitizers, in build/sanitize/, and run tests on it.
+"""Tests of the native code under sanitizers: the whole suite, and threads.
 
-    python native/tools/sanitize.py [address|thread]... [-- arguments of pytest]
-
-``address`` is AddressSanitizer and UndefinedBehaviorSanitizer, ``thread`` ThreadSanitizer, with the
-assertions of the C++ library on. The interpreter is not instrumented, so the sanitizer's runtime is
-loaded before it, and the C++ library, whose exceptions the runtime hands on. A report of the first
-ends the run. Leaks are not looked for, since an interpreter keeps what it has at its end.
+``address`` is AddressSanitizer and UndefinedBehaviorSanitizer over the whole suite, ``thread``
+ThreadSanitizer over the concurrency tests, both with the C++ library's assertions on, each built in
+build/sanitize/. The interpreter is not instrumented, so the sanitizer's runtime is loaded before
+it, and the C++ library, whose exceptions the runtime hands on. A report of the first ends the run.
+Leaks are not looked for, since an interpreter keeps what it has at its end.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -17,8 +17,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from reliability.record import ROOT, Figures
 
 
 class Variant(NamedTuple):
@@ -79,8 +80,8 @@ def runtime(library: str) -> str:
     return path
 
 
-def run(name: str, arguments: list[str]) -> int:
-    """Exit code of pytest with the build of `name`."""
+def run_tests(name: str, arguments: list[str]) -> Figures:
+    """What pytest and the sanitizer said of the build of `name`."""
     variant = VARIANTS[name]
     package = build(name)
     reports = package.parent / "reports"
@@ -105,23 +106,55 @@ def run(name: str, arguments: list[str]) -> int:
     tests = arguments or list(variant.tests)
     print(f"--- {name}: pytest {shlex.join(tests)}", flush=True)
     # -P: not the package beside the tests.
-    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", *tests]
+    results = package.parent / "results.xml"
+    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={results}", *tests]
+    results.unlink(missing_ok=True)
     code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-    for report in sorted(reports.iterdir()):
+    written = sorted(reports.iterdir())
+    for report in written:
         print(report.read_text(errors="replace"))
-        code = code or 1
-    return code
+    found = counts(results) if results.exists() else {"failed": 1}
+    found["reports"] = len(written)
+    found["failures"] = max(found["failed"] + len(written), 1 if code else 0)
+    return found
 
 
-def main() -> int:
-    """0 if no test failed and no sanitizer reported."""
-    words = sys.argv[1:]
-    split = words.index("--") if "--" in words else len(words)
-    chosen, arguments = words[:split] or list(VARIANTS), words[split + 1 :]
+def counts(results: Path) -> Figures:
+    """How many tests passed, failed and were skipped, by pytest's own file."""
+    suite = ElementTree.parse(results).getroot()[0].attrib
+    skipped, failed = int(suite["skipped"]), int(suite["failures"]) + int(suite["errors"])
+    passed = int(suite["tests"]) - skipped - failed
+    return {"passed": passed, "failed": failed, "skipped": skipped}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("variants", nargs="*", metavar="|".join(VARIANTS), help="default: all")
+    parser.add_argument("--pytest", default="", help="arguments of pytest in place of the suite's")
+
+
+def run(options: argparse.Namespace) -> Figures:
+    """Both variants, or those asked for."""
+    chosen = options.variants or list(VARIANTS)
     if unknown := set(chosen) - set(VARIANTS):
         raise SystemExit(f"{sorted(unknown)}: expected {' or '.join(VARIANTS)}")
-    return max([run(name, arguments) for name in chosen])
+    found = {name: run_tests(name, shlex.split(options.pytest)) for name in chosen}
+    return {**found, "failures": sum(one["failures"] for one in found.values())}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def rows(figures: Figures) -> list[tuple[str, str, str]]:
+    what = {
+        "address": (
+            "No byte is read or written outside of an array or of scratch; nothing undefined",
+            "the test suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer",
+        ),
+        "thread": (
+            "Threads of one call, and calls of many threads, do not race",
+            "the concurrency tests on a build with ThreadSanitizer",
+        ),
+    }
+    return [
+        (*what[name], "{passed} tests passed, {failed} failed, {reports} reports".format(**found))
+        for name, found in figures.items()
+        if name in what
+    ]

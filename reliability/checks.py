@@ -1,0 +1,36 @@
+"""The checks, by name, and what each one is to the command line and to the report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from reliability import sanitize
+from reliability.record import Figures
+
+
+class Row(NamedTuple):
+    """A line of RELIABILITY.md."""
+
+    promise: str
+    test: str  # how it is tested
+    figures: str  # the last ones
+
+
+class Check(NamedTuple):
+    """One check; its module's docstring says what it does."""
+
+    doc: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    # What was found; its `failures` is how many things went wrong: the exit code is 1 if any did.
+    run: Callable[[argparse.Namespace], Figures]
+    rows: Callable[[Figures], list[tuple[str, str, str]]]
+
+
+CHECKS = {
+    module.__name__.rpartition(".")[2]: Check(
+        module.__doc__ or "", module.add_arguments, module.run, module.rows
+    )
+    for module in (sanitize,)
+}
