@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize build generated tidy format dist clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize accuracy reliability build generated tidy format dist clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -28,6 +28,8 @@ help:
 	@echo 'make bench-training  a training step on both runtimes and in PyTorch'
 	@echo 'make check   formatters, linters, type checkers, the typed stub'
 	@echo 'make sanitize  tests of the native code under sanitizers (SANITIZE_ARGS="thread")'
+	@echo 'make accuracy  every instruction set against 50 digits'
+	@echo 'make reliability  the table of RELIABILITY.md, from the last records of such checks'
 	@echo 'make format  rewrite files as the formatters want them'
 	@echo 'make build   compile what changed, in place'
 	@echo 'make generated  rewrite what follows from gce.h and the table of options'
@@ -68,16 +70,16 @@ endif
 
 # With the training release, where there is one.
 BENCH_NEEDS := $(VENV)/.bench $(VENV)/.native $(if $(TRAINS),$(VENV)-ort-training/.ready)
-BENCH_TRAINING := $(if $(TRAINS),--training-python '$(abspath $(VENV))-ort-training/bin/python')
+TRAINING_PYTHON := $(if $(TRAINS),--training-python '$(abspath $(VENV))-ort-training/bin/python')
 
 bench: $(BENCH_NEEDS)
-	$(BIN)/python -m benchmarks $(BENCH_TRAINING) $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks $(TRAINING_PYTHON) $(BENCH_ARGS)
 
 bench-full: $(BENCH_NEEDS)
-	$(BIN)/python -m benchmarks --full $(BENCH_TRAINING) $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks --full $(TRAINING_PYTHON) $(BENCH_ARGS)
 
 bench-training: $(BENCH_NEEDS)
-	$(BIN)/python -m benchmarks.training $(BENCH_TRAINING) $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.training $(TRAINING_PYTHON) $(BENCH_ARGS)
 
 # The commit before the range, those in it, and how first and last differ. Kept in build/asv.
 ASV := $(BIN)/asv --config benchmarks/commits/asv.conf.json
@@ -90,8 +92,16 @@ bench-commits: $(VENV)/.bench
 	$(ASV) compare "$$first" "$$last"
 
 # Builds of their own, in build/sanitize.
-sanitize: $(VENV)/.test $(VENV)/.native
-	$(BIN)/python -m reliability sanitize $(SANITIZE_ARGS)
+sanitize: $(VENV)/.test $(VENV)/.native $(if $(TRAINS),$(VENV)-ort-training/.ready)
+	$(BIN)/python -m reliability sanitize $(TRAINING_PYTHON) $(SANITIZE_ARGS)
+
+# Every ISA against 50 digits.
+accuracy: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python -m reliability accuracy
+
+# The table of RELIABILITY.md, from what the checks have recorded.
+reliability: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python -m reliability report
 
 build: $(VENV)/.native
 

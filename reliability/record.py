@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,10 @@ def save(
 ) -> Path:
     """Write what the run ``python -m reliability NAME ARGUMENTS`` has found."""
     record = Record(
-        command=" ".join(["python -m reliability", name, *arguments]),
+        # Relative to the checkout: a path of this machine says nothing to others.
+        command=shlex.join(["python", "-m", "reliability", name, *arguments]).replace(
+            f"{ROOT}/", ""
+        ),
         date=datetime.date.today().isoformat(),
         commit=commit(),
         machine=f"{cpu()}, {os.cpu_count()} CPUs",

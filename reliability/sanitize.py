@@ -15,10 +15,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
+from reliability.pytests import run_pytest
 from reliability.record import ROOT, Figures
 
 
@@ -31,15 +32,18 @@ class Variant(NamedTuple):
     tests: tuple[str, ...]  # arguments of pytest
 
 
-# Not in an emulator, whose programs know nothing of the build; nor the sanitizers' own programs.
-IN_PROCESS = "not neon and not aarch64"
-CORE_TESTS = (
-    *("any_options", "binary", "binary_calls", "errors", "hvp", "ieee", "label_smoothing"),
-    *("layouts", "options", "out", "probabilities", "shards", "shift", "softcap", "stats"),
-    *("ufuncs", "z_loss"),
+# What is no test of this build: programs of their own (in an emulator, under valgrind, built with
+# sanitizers by the test), what the users' build looks like, and speed.
+OTHERS = ("bench", "bench_suite", "build", "c_abi", "instructions")
+# Those that measure memory or time, or count threads, of which the sanitizer has one.
+UNLIKE = (
+    *("neon", "aarch64", "memory_does_not_grow", "takes_no_memory", "needs_more_memory"),
+    *("import_takes", "large_calls_use_the_pool"),
 )
-# Those that measure memory, or count threads, of which the sanitizer has one.
-UNLIKE = "not memory and not large_calls_use_the_pool"
+LEFT_OUT = (
+    *("-k", " and ".join(f"not {name}" for name in UNLIKE)),
+    *(f"--ignore=tests/test_{name}.py" for name in OTHERS),
+)
 # glibc gives the thread-local memory of a thread that has ended to a new one, under a lock that is
 # its own, which ThreadSanitizer does not see.
 SUPPRESSIONS = "race:_dl_deallocate_tls\n"
@@ -49,13 +53,13 @@ VARIANTS = {
         "address,undefined,float-cast-overflow",
         "libasan.so",
         "ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1",
-        ("-k", IN_PROCESS, *(f"tests/test_{name}.py" for name in CORE_TESTS)),
+        (*LEFT_OUT, "tests"),
     ),
     "thread": Variant(
         "thread",
         "libtsan.so",
         "TSAN_OPTIONS=die_after_fork=0",
-        ("-k", f"{IN_PROCESS} and {UNLIKE}", "tests/test_concurrency.py"),
+        (*LEFT_OUT, "tests/test_concurrency.py"),
     ),
 }
 
@@ -80,7 +84,7 @@ def runtime(library: str) -> str:
     return path
 
 
-def run_tests(name: str, arguments: list[str]) -> Figures:
+def run_tests(name: str, tests: Sequence[str], python: str = sys.executable) -> Figures:
     """What pytest and the sanitizer said of the build of `name`."""
     variant = VARIANTS[name]
     package = build(name)
@@ -102,35 +106,20 @@ def run_tests(name: str, arguments: list[str]) -> Figures:
     }
     # Or the tests would be those of another build.
     seen = f"import gce._native as n; assert n.__file__.startswith({str(package)!r}), n.__file__"
-    subprocess.run([sys.executable, "-c", seen], env=environment, cwd=package, check=True)
-    tests = arguments or list(variant.tests)
+    subprocess.run([python, "-c", seen], env=environment, cwd=package, check=True)
     print(f"--- {name}: pytest {shlex.join(tests)}", flush=True)
     # -P: not the package beside the tests.
-    results = package.parent / "results.xml"
-    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider"]
-    command += [f"--junitxml={results}", *tests]
-    results.unlink(missing_ok=True)
-    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    found = run_pytest(tests, environment, [python, "-P"])
     written = sorted(reports.iterdir())
     for report in written:
         print(report.read_text(errors="replace"))
-    found = counts(results) if results.exists() else {"failed": 1}
-    found["reports"] = len(written)
-    found["failures"] = max(found["failed"] + len(written), 1 if code else 0)
-    return found
-
-
-def counts(results: Path) -> Figures:
-    """How many tests passed, failed and were skipped, by pytest's own file."""
-    suite = ElementTree.parse(results).getroot()[0].attrib
-    skipped, failed = int(suite["skipped"]), int(suite["failures"]) + int(suite["errors"])
-    passed = int(suite["tests"]) - skipped - failed
-    return {"passed": passed, "failed": failed, "skipped": skipped}
+    return {**found, "reports": len(written)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("variants", nargs="*", metavar="|".join(VARIANTS), help="default: all")
     parser.add_argument("--pytest", default="", help="arguments of pytest in place of the suite's")
+    parser.add_argument("--training-python", help="a Python with onnxruntime-training-cpu 1.19.2")
 
 
 def run(options: argparse.Namespace) -> Figures:
@@ -138,8 +127,14 @@ def run(options: argparse.Namespace) -> Figures:
     chosen = options.variants or list(VARIANTS)
     if unknown := set(chosen) - set(VARIANTS):
         raise SystemExit(f"{sorted(unknown)}: expected {' or '.join(VARIANTS)}")
-    found = {name: run_tests(name, shlex.split(options.pytest)) for name in chosen}
-    return {**found, "failures": sum(one["failures"] for one in found.values())}
+    arguments = shlex.split(options.pytest)
+    found = {name: run_tests(name, arguments or VARIANTS[name].tests) for name in chosen}
+    if options.training_python and "address" in chosen and not arguments:
+        os.environ.setdefault("GCE_STOCK_PYTHON", sys.executable)
+        tests = [*LEFT_OUT, "tests/ort_training"]
+        found["training"] = run_tests("address", tests, options.training_python)
+    failures = sum(one["failed"] + one["reports"] for one in found.values())
+    return {**found, "failures": failures}
 
 
 def rows(figures: Figures) -> list[tuple[str, str, str]]:
@@ -147,6 +142,10 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
         "address": (
             "No byte is read or written outside of an array or of scratch; nothing undefined",
             "the test suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer",
+        ),
+        "training": (
+            "The same in ONNX Runtime's training release",
+            "its tests on that build",
         ),
         "thread": (
             "Threads of one call, and calls of many threads, do not race",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from engines import ENGINES, IN_PROCESS, Emulated, Engine, InProcess, emulated_engine, selected
 from support import require
 
-ERRORS = pytest.StashKey[dict[str, float]]()
+# Of each engine, of each kind of result.
+ERRORS = pytest.StashKey[dict[str, dict[str, float]]]()
 
 
 def has_training_release() -> bool:
@@ -71,14 +73,20 @@ def torch_on_one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--errors", type=Path, help="file for the largest errors, in JSON")
+
+
 @pytest.fixture
 def record_error(engine: Engine, request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """Notes an error that this engine made; `pytest -v` ends with the largest of each kind."""
-    errors = request.config.stash.setdefault(ERRORS, {})
+    """Notes an error that this engine made, as a share of the limit.
+
+    `pytest -v` ends with the largest of each kind; `--errors FILE` writes them.
+    """
+    errors = request.config.stash.setdefault(ERRORS, {}).setdefault(engine.name, {})
 
     def record(what: str, error: float) -> None:
-        key = f"{what:24} {engine.name}"
-        errors[key] = max(error, errors.get(key, 0.0))
+        errors[what] = max(error, errors.get(what, 0.0))
 
     return record
 
@@ -86,10 +94,13 @@ def record_error(engine: Engine, request: pytest.FixtureRequest) -> Callable[[st
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print what `record_error` was told."""
+    """Print or write what `record_error` was told."""
     errors = config.stash.get(ERRORS, {})
+    if file := config.getoption("--errors"):
+        file.write_text(json.dumps(errors, indent=1), encoding="utf-8")
     if not errors or config.get_verbosity() < 1:
         return
     terminalreporter.section("largest errors, as a share of the limit")
-    for key, error in sorted(errors.items()):
-        terminalreporter.write_line(f"{key:42} {error:.3g}")
+    for engine, of_engine in errors.items():
+        for what, error in sorted(of_engine.items()):
+            terminalreporter.write_line(f"{what:24} {engine:17} {error:.3g}")

@@ -403,16 +403,22 @@ def emulated_engine(name: str, *, forced: bool = True) -> Emulated:
 
     Unless `forced`, its ISA has to be the one that is chosen by default.
     """
+    program = build_emulated("runner", NATIVE_TESTS / "runner.cpp")
+    return Emulated(name, program, EMULATED[name], forced)
+
+
+def build_emulated(name: str, main: Path) -> list[str]:
+    """The command of a program, `main` and the core, for the emulated machine."""
     emulator = f"qemu-{EMULATED_MACHINE}-static"
     require(shutil.which(emulator), f"{emulator} is not installed")
     program = build_program(
-        f"runner-{EMULATED_MACHINE}",
-        main=NATIVE_TESTS / "runner.cpp",
+        f"{name}-{EMULATED_MACHINE}",
+        main=main,
         compiler=f"{EMULATED_MACHINE}-linux-gnu-g++",
         machine=EMULATED_MACHINE,
         link_flags=["-static"],
     )
-    return Emulated(name, [emulator, str(program)], EMULATED[name], forced)
+    return [emulator, str(program)]
 
 
 def python(

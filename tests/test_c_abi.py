@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from engines import C11, NATIVE_TESTS, ROOT, STRICT, build_program
+from engines import C11, NATIVE_TESTS, ROOT, STRICT, build_emulated, build_program
 from support import require
 
 HEADER = ROOT / "native" / "include" / "gce" / "gce.h"
@@ -58,3 +58,9 @@ def test_program(build):
     done = run([program])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "on baseline\n"
+
+
+def test_program_in_an_emulator():
+    done = run(build_emulated("abi", NATIVE_TESTS / "abi.c"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "on neon\n"

@@ -1,0 +1,38 @@
+"""Runs of the test suite, or of a part, and how many tests passed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from reliability.record import ROOT, Figures
+
+
+def run_pytest(
+    arguments: Sequence[str],
+    environment: Mapping[str, str] = os.environ,
+    python: Sequence[str] = (sys.executable,),
+) -> Figures:
+    """What pytest said: passed, failed (errors among them), skipped."""
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Path(scratch, "results.xml")
+        command = [*python, "-m", "pytest", "-p", "no:cacheprovider"]
+        command += [f"--junitxml={results}", *arguments]
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        found = counts(results.read_text(encoding="utf-8")) if results.exists() else None
+    if found is None or (code and not found["failed"]):  # it died, or there is no such test
+        found = {**(found or {"passed": 0, "skipped": 0}), "failed": 1}
+    return found
+
+
+def counts(results: str) -> Figures:
+    """How many tests passed, failed and were skipped, by a file of pytest's."""
+    suite = ElementTree.fromstring(results)[0].attrib
+    skipped, failed = int(suite["skipped"]), int(suite["failures"]) + int(suite["errors"])
+    passed = int(suite["tests"]) - skipped - failed
+    return {"passed": passed, "failed": failed, "skipped": skipped}
