@@ -63,4 +63,4 @@ def test_program(build):
 def test_program_in_an_emulator():
     done = run(build_emulated("abi", NATIVE_TESTS / "abi.c"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == "on neon\n"
+    assert done.stdout == "on neon\non baseline\n"
