@@ -12,9 +12,7 @@ threads, open files) must stay flat.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,20 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reliability import growth
+from reliability import growth, processes
 from reliability.record import ROOT, Figures
 
 DOORS = ("torch", "jax", "onnxruntime")
 # What a worker may take besides its time: to import, to make its cases, to end a step.
 GRACE = 300.0
-# Where the workers' modules are, and what they take from the tests.
-PATHS = [str(ROOT / folder) for folder in (".", "tests/training", "tests/ort_training")]
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(PATHS),
-    "JAX_ENABLE_X64": "1",
-    "JAX_PLATFORMS": "cpu",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 
 
 class Worker:
@@ -50,7 +40,7 @@ class Worker:
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
-                env={**os.environ, **ENVIRONMENT},
+                env=processes.environment(),
             )  # fmt: skip
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
@@ -83,8 +73,11 @@ class Worker:
 
     def line(self) -> str:
         """Its figures in a few words."""
-        counts = ", ".join(f"{value:,} {name.replace('_', ' ')}"
-                           for name, value in self.figures.items() if type(value) is int)
+        counts = ", ".join(
+            f"{value:,} {name.replace('_', ' ')}"
+            for name, value in self.figures.items()
+            if type(value) is int
+        )
         memory = f"{self.samples[-1].memory / growth.MIB:.0f} MiB" if self.samples else "-"
         return f"{self.name}: {memory}, {counts or 'starting'}"
 
@@ -113,30 +106,24 @@ def commands(
 ) -> dict[str, list[str]]:
     """The workers' commands, by name."""
     for_each = ["--seconds", str(seconds), "--seed", str(seed)]
-    doors = [name for name in DOORS if available(name)]
-    module = [sys.executable, "-m", "reliability.workers.calls"]
-    found = {"calls": [*module, *for_each, "--leak", str(leak), "--doors", *doors]}
-    steps = ["-m", "reliability.workers.steps"]
-    if "onnxruntime" in doors:
-        found["stock"] = [sys.executable, *steps, "stock", *for_each]
-    if training_python:
-        found["release"] = [training_python, *steps, "release", *for_each]
-    missing = {*DOORS, "stock", "release"} - {*doors, *found}
-    if missing:
-        text = f"without {', '.join(sorted(missing))}: not installed, or no --training-python"
-        if os.environ.get("GCE_REQUIRE_ALL") == "1":
-            raise SystemExit(f"{text} (required by GCE_REQUIRE_ALL=1)")
-        print(f"SKIPPED {text}", flush=True)
+    doors = []
+    for name in DOORS:
+        if processes.available(name):
+            doors.append(name)
+        else:
+            processes.skip(name, "not installed")
+    calls = [sys.executable, "-m", "reliability.workers.calls", "--leak", str(leak)]
+    found = {"calls": [*calls, *for_each, "--doors", *doors]}
+    for way, python in processes.training_pythons(sys.executable, training_python).items():
+        found[way] = [python, "-m", "reliability.workers.steps", way, *for_each]
     return found
-
-
-def available(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="default 60")
-    parser.add_argument("--seed", type=int, default=0, help="of the cases, and what follows on what")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the cases, and what follows on what"
+    )
     parser.add_argument("--training-python", help="a Python with onnxruntime-training-cpu 1.19.2")
 
 
@@ -177,7 +164,8 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
             "Resident memory is flat",
             "the same processes: median of their last quarter less that of the first",
             ", ".join(
-                f"{name} {of['growth']:+.1f} MiB of {of['start']:.0f}" for name, of in memory.items()
+                f"{name} {of['growth']:+.1f} MiB of {of['start']:.0f}"
+                for name, of in memory.items()
             ),
         ),
     ]

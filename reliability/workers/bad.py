@@ -35,7 +35,9 @@ def untouched(**wrong: Any) -> None:
     """A call with an `out`, which must be as it was."""
     out = np.full_like(LOGITS, 7.0)
     try:
-        gce.loss_and_grad(**{"logits": LOGITS, "targets": TARGETS, "gamma": 0.5, "out": out, **wrong})
+        gce.loss_and_grad(
+            **{"logits": LOGITS, "targets": TARGETS, "gamma": 0.5, "out": out, **wrong}
+        )
     finally:
         if not (out == 7.0).all():
             raise RuntimeError("out was written before the error")
@@ -100,7 +102,9 @@ def of_jax() -> list[BadCall]:
     from gce.jax import gamma_cross_entropy
 
     return [
-        BadCall(lambda: gamma_cross_entropy(LOGITS, out_of(12), 0.5), IndexError, "targets[1] = 12"),
+        BadCall(
+            lambda: gamma_cross_entropy(LOGITS, out_of(12), 0.5), IndexError, "targets[1] = 12"
+        ),
         BadCall(lambda: gamma_cross_entropy(LOGITS, TARGETS, 3.0), ValueError, "gamma = 3"),
     ]
 

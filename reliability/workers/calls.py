@@ -43,11 +43,14 @@ class Soak:
         total: Counter[str] = Counter()
         for counter in self.counters:
             total.update(counter)
-        others = {name: total.pop(name, 0)
-                  for name in ("forks", "set_num_threads", "failures")}
+        others = {name: total.pop(name, 0) for name in ("forks", "set_num_threads", "failures")}
         errors = total.pop("bad", 0)
-        return {"calls": sum(total.values()), "by_kind": dict(sorted(total.items())),
-                "errors_as_expected": errors, **others}
+        return {
+            "calls": sum(total.values()),
+            "by_kind": dict(sorted(total.items())),
+            "errors_as_expected": errors,
+            **others,
+        }
 
     def failed(self, counter: Counter[str], text: str) -> None:
         counter["failures"] += 1

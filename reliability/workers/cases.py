@@ -7,7 +7,9 @@ of the same numbers, in place or not, must have the same bits.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -87,14 +89,22 @@ def require_close(
         raise PoolError(f"{kind}: not what the reference says, {worst} of the limit")
 
 
+@functools.cache
+def takes(function: Any) -> frozenset[str]:
+    """Names of its arguments, asked for once: Python 3.11 fails where threads parse at once."""
+    return frozenset(inspect.signature(function).parameters)
+
+
 # --- functions of rows ----------------------------------------------------------------------------
 
 
 def size_of(given: Problem) -> float:
     """What a row is multiplied by at most, and how many are added."""
     options = given.options
-    factors = [np.max(np.abs(options.get(name, 1.0)))
-               for name in ("weight", "sample_weight", "grad_output")]
+    factors = [
+        np.max(np.abs(options.get(name, 1.0)))
+        for name in ("weight", "sample_weight", "grad_output")
+    ]
     rows = given.logits.size / given.logits.shape[-1]
     # A row's own logsumexp is below 50 here; of the mean's divisors, the least is one row's 0.25.
     added = 1.0 + 2.0 * options.get("z_loss", 0.0) * 50.0
@@ -108,7 +118,7 @@ def call(function: Any, given: Problem, chooser: random.Random, *between: Array)
     if targets.dtype.kind == "f":
         targets = along(targets, axis)
     options = {name: relaid(chooser, option) for name, option in given.options.items()}
-    has_gradient = "out" in inspect.signature(function).parameters
+    has_gradient = "out" in takes(function)
     if has_gradient and chooser.random() < 0.5:
         logits = logits.copy()  # written over, or beside the gradient
         options["out"] = logits if chooser.random() < 0.5 else np.empty_like(logits)
@@ -131,8 +141,7 @@ def of_rows(kind: str, chooser: random.Random) -> Case:
     function, definition = getattr(gce, kind), getattr(reference, kind)
     given = problem(chooser)
     is_double = given.logits.dtype == np.float64
-    takes = inspect.signature(function).parameters
-    options = {name: option for name, option in given.options.items() if name in takes}
+    options = {name: option for name, option in given.options.items() if name in takes(function)}
     between: tuple[Array, ...] = ()
     size, steep = size_of(given), 1.0
     if kind in ("hvp", "loss_gamma_grad"):
@@ -149,7 +158,12 @@ def of_rows(kind: str, chooser: random.Random) -> Case:
     if kind in ("loss", "loss_and_grad") and chooser.random() < 0.3:
         given = given._replace(options={**options, "return_stats": True})
     return checked(
-        kind, lambda how: call(function, given, how, *between), exact, given.logits.dtype, size, steep
+        kind,
+        lambda how: call(function, given, how, *between),
+        exact,
+        given.logits.dtype,
+        size,
+        steep,
     )
 
 
@@ -161,11 +175,10 @@ def of_shards(kind: str, chooser: random.Random) -> Case:
     logits, classes = given.logits, given.logits.shape[-1]
     options = {name: option for name, option in given.options.items() if name != "softcap"}
     ends = sorted({*(chooser.randrange(classes) for _ in range(3)), 0, classes})
-    slices = list(zip(ends, ends[1:], strict=False))
+    slices = list(itertools.pairwise(ends))
     own = dict(options)
     options["num_classes"] = classes
-    takes = inspect.signature(shards.partial_stats).parameters
-    of_stats = {name: option for name, option in options.items() if name in takes}
+    of_stats = {name: options[name] for name in options if name in takes(shards.partial_stats)}
 
     def run(how: random.Random) -> Results:
         parts = [
@@ -200,16 +213,18 @@ def of_binary(kind: str, chooser: random.Random) -> Case:
     logits = np.where(np.isneginf(drawn.logits), 1.0, drawn.logits).astype(drawn.logits.dtype)
     targets = rng.choice((0.0, 1.0, 0.3), logits.shape)
     names = ("threshold", "value", "label_smoothing", "reduction", "normalizer", "grad_output")
-    takes = inspect.signature(function).parameters
-    options = {name: option for name, option in drawn.options.items()
-               if name in names and name in takes and np.ndim(option) == 0}
+    options = {
+        name: option
+        for name, option in drawn.options.items()
+        if name in names and name in takes(function) and np.ndim(option) == 0
+    }
     if chooser.random() < 0.3:
         options["pos_weight"] = rng.uniform(0.5, 2.0, logits.shape[-1])
     gamma = rng.random(logits.shape) if chooser.random() < 0.3 else 0.3
 
     def run(how: random.Random) -> Results:
         given = {name: relaid(how, option) for name, option in options.items()}
-        if "out" in takes and how.random() < 0.5:
+        if "out" in takes(function) and how.random() < 0.5:
             given["out"] = np.empty_like(logits)
         return flat(function(
             relaid(how, logits), relaid(how, targets), relaid(how, gamma),

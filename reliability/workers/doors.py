@@ -26,13 +26,18 @@ def drawn(
     given = problem(chooser, chooser.choice(dtypes), chooser.choice(((3, 7), (64, 33), (20, 130))))
     while given.targets.dtype.kind == "f":
         given = problem(chooser, given.logits.dtype.name, given.logits.shape)
-    options = {name: option for name, option in given.options.items()
-               if name not in without and (not only or name in only)}
+    options = {
+        name: option
+        for name, option in given.options.items()
+        if name not in without and (not only or name in only)
+    }
     return given._replace(options=options)
 
 
 def exact_of(given: Problem, **more: Any) -> Results:
-    exact = reference.loss_and_grad(given.logits, given.targets, given.gamma, **given.options, **more)
+    exact = reference.loss_and_grad(
+        given.logits, given.targets, given.gamma, **given.options, **more
+    )
     return flat(exact)
 
 
@@ -91,8 +96,10 @@ def of_operator(chooser: random.Random) -> Case:
     new = operator_session(feeds, **given.options)
     kept = new()
     # Attributes are floats.
-    rounded = {name: float(np.float32(option)) if isinstance(option, float) else option
-               for name, option in given.options.items()}
+    rounded = {
+        name: float(np.float32(option)) if isinstance(option, float) else option
+        for name, option in given.options.items()
+    }
     given = given._replace(targets=labels, options=rounded)
 
     def run(how: random.Random) -> Results:
@@ -109,7 +116,9 @@ def operator_session(feeds: dict[str, Any], **attributes: Any) -> Callable[[], A
     import gce.onnx
 
     def info(name: str, like: Any, dims: Any) -> Any:
-        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(like.dtype), dims)
+        return helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(like.dtype), dims
+        )
 
     logits, labels = feeds["logits"], feeds["labels"]
     of_loss = labels.shape if attributes.get("reduction") == "none" else ()

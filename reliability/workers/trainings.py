@@ -76,6 +76,11 @@ class Training(Protocol):
 class Stock:
     """`gce.onnx.training`, on the current ONNX Runtime."""
 
+    @staticmethod
+    def prepare() -> None:
+        """Import what takes long, and start no thread."""
+        import gce.onnx.training  # noqa: F401
+
     def __init__(self, folder: Path, config: Config) -> None:
         from onnxruntime import SessionOptions
 
@@ -108,7 +113,12 @@ class Stock:
 
 
 class Release:
-    """`gce.onnx.ort_training`, on ONNX Runtime's training release; its artifacts are in a folder."""
+    """`gce.onnx.ort_training`, on the training release; its artifacts are in the folder."""
+
+    @staticmethod
+    def prepare() -> None:
+        """Import what takes long, and start no thread."""
+        import trainings  # noqa: F401
 
     def __init__(self, folder: Path, config: Config) -> None:
         import onnxruntime
