@@ -47,8 +47,9 @@ class Worker:
 
     def read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.figures = json.loads(line)
+        with self.process.stdout as lines:
+            for line in lines:
+                self.figures = json.loads(line)
 
     def sample(self) -> None:
         """From its first figures on, until its end."""

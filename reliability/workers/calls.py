@@ -111,7 +111,6 @@ def in_child(work: Callable[[], bool]) -> str:
     if child == 0:
         code = 3
         try:
-            faulthandler.dump_traceback_later(CHILD_LASTS - 10.0)
             code = 0 if work() else 2
         except BaseException:
             traceback.print_exc()
@@ -124,6 +123,8 @@ def in_child(work: Callable[[], bool]) -> str:
             code = os.waitstatus_to_exitcode(status)
             return {0: "", 2: "a child has other bits"}.get(code, f"a child ended with {code}")
         if time.monotonic() > ends:
+            os.kill(child, signal.SIGABRT)  # faulthandler says where it is
+            time.sleep(1.0)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return f"a child had no end after {CHILD_LASTS:.0f} s"

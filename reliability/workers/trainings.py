@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import onnx
 from onnx import helper
-from small_models import model_of
 
 from gce import schedules
 
@@ -33,7 +32,9 @@ class Config(NamedTuple):
 
 
 def forward(config: Config) -> onnx.ModelProto:
-    """``tanh(x W1 + b1) W2 + b2``, for any opset that either runtime knows."""
+    """``tanh(x W1 + b1) W2 + b2``, of an opset that both runtimes know."""
+    from small_models import model_of
+
     nodes = [
         helper.make_node("MatMul", ["x", "W1"], ["product1"]),
         helper.make_node("Add", ["product1", "b1"], ["sum1"]),
