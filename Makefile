@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize accuracy reliability build generated tidy format dist clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize accuracy soak kills reliability build generated tidy format dist clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -29,6 +29,8 @@ help:
 	@echo 'make check   formatters, linters, type checkers, the typed stub'
 	@echo 'make sanitize  tests of the native code under sanitizers (SANITIZE_ARGS="thread")'
 	@echo 'make accuracy  every instruction set against 50 digits'
+	@echo 'make soak    mixed calls and training, results and memory checked: an hour (SOAK_MINUTES=1)'
+	@echo 'make kills   trainings killed at random moments: minutes (KILLS=10)'
 	@echo 'make reliability  the table of RELIABILITY.md, from the last records of such checks'
 	@echo 'make format  rewrite files as the formatters want them'
 	@echo 'make build   compile what changed, in place'
@@ -102,6 +104,18 @@ accuracy: $(VENV)/.test $(VENV)/.native
 # The table of RELIABILITY.md, from what the checks have recorded.
 reliability: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m reliability report
+
+# On both runtimes, where there is the training release; RELIABILITY_ARGS="--output DIR" and the like.
+SOAK_MINUTES ?= 60
+KILLS ?= 200
+# A relative path: the command is kept in the record.
+RELIABILITY_TRAINING := $(if $(TRAINS),--training-python $(VENV)-ort-training/bin/python)
+RELIABILITY_NEEDS := $(VENV)/.test $(VENV)/.native $(if $(TRAINS),$(VENV)-ort-training/.ready)
+soak: $(RELIABILITY_NEEDS)
+	$(BIN)/python -m reliability soak --minutes $(SOAK_MINUTES) $(RELIABILITY_TRAINING) $(RELIABILITY_ARGS)
+
+kills: $(RELIABILITY_NEEDS)
+	$(BIN)/python -m reliability kills --kills $(KILLS) $(RELIABILITY_TRAINING) $(RELIABILITY_ARGS)
 
 build: $(VENV)/.native
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
+import sys
 
 from reliability.record import ROOT
 
@@ -33,6 +35,12 @@ def skip(what: str, reason: str) -> None:
     print(f"SKIPPED {what}: {reason}", flush=True)
 
 
+def has_release() -> bool:
+    """Whether onnxruntime's training release has a wheel for this Python and machine."""
+    on_this = sys.platform == "darwin" or platform.machine() == "x86_64"
+    return sys.version_info < (3, 13) and on_this
+
+
 def training_pythons(own: str, training: str | None) -> dict[str, str]:
     """The Python of each way to train that can run here."""
     found = {}
@@ -42,6 +50,8 @@ def training_pythons(own: str, training: str | None) -> dict[str, str]:
         skip("stock", "onnxruntime is not installed")
     if training:
         found["release"] = training
+    elif not has_release():  # no machine can be given it
+        print("SKIPPED release: it has no wheel for this Python and machine", flush=True)
     else:
         skip("release", "no --training-python")
     return found

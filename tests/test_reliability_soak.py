@@ -187,6 +187,7 @@ def test_a_leak_of_a_kilobyte_a_call_is_found(tmp_path, leak, failures):
 def test_what_cannot_run_is_said(monkeypatch, capsys):
     monkeypatch.delenv("GCE_REQUIRE_ALL", raising=False)
     monkeypatch.setattr(soak.processes, "available", lambda package: package != "jax")
+    monkeypatch.setattr(soak.processes, "has_release", lambda: True)
     assert list(soak.commands(1.0, 0, None)) == ["calls", "stock"]
     said = capsys.readouterr().out
     assert said == "SKIPPED jax: not installed\nSKIPPED release: no --training-python\n"
@@ -195,6 +196,10 @@ def test_what_cannot_run_is_said(monkeypatch, capsys):
         soak.commands(1.0, 0, "python")
     monkeypatch.setattr(soak.processes, "available", lambda package: True)
     assert list(soak.commands(1.0, 0, "python")) == ["calls", "stock", "release"]
+    monkeypatch.setattr(soak.processes, "has_release", lambda: False)
+    assert list(soak.commands(1.0, 0, None)) == ["calls", "stock"]
+    assert "SKIPPED release: it has no wheel" in capsys.readouterr().out
+    monkeypatch.setattr(soak.processes, "has_release", lambda: True)
     with pytest.raises(SystemExit, match="without release: no --training-python"):
         kills.run(argparse.Namespace(kills=1, seed=0, training_python=None))
 
