@@ -155,13 +155,15 @@ class Killing:
             may_kill = self.counter["kills"] < kills
             # A tenth of the lives is killed before they train, maybe.
             ready = self.chooser.random() < 0.9 or not may_kill
-            pid, _ = self.begin(folder, diary, ready)
-            sent = 0
+            saved, sent = diary.read()[1], 0
+            pid, began = self.begin(folder, diary, ready)
             if may_kill:
                 time.sleep(self.chooser.uniform(0.0, LIFE * self.step_lasts))
                 sent = self.chooser.choice(SIGNALS)
                 os.kill(pid, sent)
             code = end_of(pid)
+            if began is not None:
+                self.learn(time.monotonic() - began, diary.read()[1] - saved)
             if code == 0:
                 break
             self.note(folder, diary, sent, code)
@@ -173,6 +175,13 @@ class Killing:
             self.failed("mismatches", "other losses or parameters than those of the whole")
         for left in sorted({path.name for path in folder.iterdir()} - self.files):
             self.failed("leftovers", f"{left} is left of a training that came to its end")
+
+    def learn(self, lasted: float, steps: int) -> None:
+        """How long steps take, on a machine that may have other work or be rid of it."""
+        if steps:
+            self.step_lasts = 0.5 * (self.step_lasts + lasted / steps)
+        else:
+            self.step_lasts *= 1.1
 
     def note(self, folder: Path, diary: Diary, sent: int, code: int) -> None:
         """Count a life that did not come to its end."""
