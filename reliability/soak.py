@@ -28,6 +28,8 @@ from reliability.record import ROOT, Figures
 DOORS = ("torch", "jax", "onnxruntime")
 # What a worker may take besides its time: to import, to make its cases, to end a step.
 GRACE = 300.0
+# At least so long its memory may grow: each thread has made most of the calls once.
+WARM_UP = 30.0
 
 
 class Worker:
@@ -59,12 +61,12 @@ class Worker:
             except OSError:
                 return
 
-    def end(self) -> Figures:
+    def end(self, warm_up: int) -> Figures:
         """Its figures; with what it printed, if something is wrong."""
         self.reader.join()
         code = self.process.wait()
         found = {key: value for key, value in self.figures.items() if key != "done"}
-        flat = growth.figures(self.samples)
+        flat = growth.figures(self.samples, warm_up)
         unfinished = not (code == 0 and self.figures.get("done"))
         failures = found.get("failures", 0) + flat.pop("failures") + unfinished
         if failures:
@@ -83,7 +85,7 @@ class Worker:
         return f"{self.name}: {memory}, {counts or 'starting'}"
 
 
-def watch(workers: Sequence[Worker], seconds: float) -> dict[str, Figures]:
+def watch(workers: Sequence[Worker], seconds: float, warm_up: float = 0.0) -> dict[str, Figures]:
     """Sample the workers until all have ended, and say each minute how they are."""
     start = said = time.monotonic()
     interval = min(5.0, seconds / 60)
@@ -99,7 +101,7 @@ def watch(workers: Sequence[Worker], seconds: float) -> dict[str, Figures]:
             said = now
             print(f"[{now - start:5.0f} s]", *map(Worker.line, workers), sep="\n  ", flush=True)
         time.sleep(interval)
-    return {worker.name: worker.end() for worker in workers}
+    return {worker.name: worker.end(round(warm_up / interval)) for worker in workers}
 
 
 def commands(
@@ -136,7 +138,7 @@ def run(options: argparse.Namespace) -> Figures:
             Worker(name, command, Path(folder, f"{name}.log"))
             for name, command in commands(seconds, options.seed, options.training_python).items()
         ]
-        found = watch(workers, seconds)
+        found = watch(workers, seconds, WARM_UP)
     failures = sum(one["failures"] for one in found.values())
     return {"minutes": options.minutes, **found, "failures": failures}
 

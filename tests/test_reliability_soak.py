@@ -32,12 +32,14 @@ def samples(memory: Any, threads: int = 9, files: int = 5) -> list[growth.Sample
 # --- what is flat ---------------------------------------------------------------------------------
 
 
-def test_growth_leaves_out_the_warm_up_and_single_samples():
-    assert growth.growth([0] * 10 + [100] * 90) == 0
+def test_growth_is_not_that_of_the_warm_up_or_of_single_samples():
+    assert growth.growth(growth.rest([0] * 10 + [100] * 90)) == 0
+    assert growth.growth(growth.rest([0] * 40 + [100] * 60, warm_up=40)) == 0
+    assert len(growth.rest([1] * 100, warm_up=70)) == 50
     noisy = [100 + (500 if i % 10 == 0 else i % 3) for i in range(200)]
     assert abs(growth.growth(noisy)) <= 1
-    assert growth.growth(list(range(1000))) == pytest.approx(675, abs=2)
-    assert growth.growth([7]) == 0
+    assert growth.growth(growth.rest(list(range(1000)))) == pytest.approx(675, abs=2)
+    assert growth.growth(growth.rest([7])) == 0
 
 
 def test_a_slow_leak_is_no_flat_memory():
