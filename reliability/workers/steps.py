@@ -56,15 +56,21 @@ def wrong_with(losses: list[float]) -> str:
     return "" if last < 0.8 * min(first, 0.9) else f"losses that do not fall: {first}, then {last}"
 
 
-def work(way: str, folder: Path, chooser: random.Random, deadline: float, counter: Counter[str]):
-    expected: dict[Config, Outcome] = {}
+def work(
+    way: str,
+    folder: Path,
+    expected: dict[Config, Outcome],
+    chooser: random.Random,
+    deadline: float,
+    counter: Counter[str],
+) -> None:
+    """Train again and again, with a checkpoint somewhere in between."""
     while time.monotonic() < deadline:
-        config = chooser.choice(CONFIGS)
-        resume_at = chooser.randrange(1, STEPS) if config in expected else 0
+        config, resume_at = chooser.choice(CONFIGS), chooser.randrange(STEPS)
         try:
             found = train(way, folder, config, resume_at, counter)
             text = wrong_with(found[0])
-            if found != expected.setdefault(config, found):
+            if found != expected[config]:
                 text = f"{config}, resumed at {resume_at}: other bits than the first time"
         except Exception:
             text = f"{config}, resumed at {resume_at}: {traceback.format_exc()}"
@@ -81,9 +87,13 @@ def main() -> None:
     options = parser.parse_args()
     faulthandler.enable()
     counter = Counter({"trainers": 0, "steps": 0, "checkpoints": 0, "failures": 0})
-    deadline = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as name:
-        given = (options.way, Path(name), random.Random(options.seed), deadline, counter)
+        folder = Path(name)
+        # Before the time begins, as packages are imported here.
+        expected = {config: train(options.way, folder, config, 0, Counter()) for config in CONFIGS}
+        deadline = time.monotonic() + options.seconds
+        chooser = random.Random(options.seed)
+        given = (options.way, folder, expected, chooser, deadline, counter)
         thread = threading.Thread(target=work, args=given)
         thread.start()
         report_until(deadline, lambda: dict(counter))
