@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 
 from reliability import processes
 from reliability.record import ROOT, Figures
@@ -30,16 +31,29 @@ def kill(way: str, python: str, kills: int, seed: int) -> Figures:
     command = [python, "-m", "reliability.workers.killed", way]
     command += ["--kills", str(kills), "--seed", str(seed)]
     figures: Figures = {}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=processes.environment()
-    ) as process:
+    # The training release says what it does to each graph.
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=ROOT,
+            env=processes.environment(),
+        ) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             figures = json.loads(line)
             counts = ", ".join(f"{figures[name]} {name}" for name in ("kills", "failures"))
             print(f"{way}: {counts}", flush=True)
-    finished = figures.pop("done", False) and process.returncode == 0
-    return {**figures, "failures": figures.get("failures", 0) + (not finished)}
+        finished = figures.pop("done", False) and process.wait() == 0
+        failures = figures.get("failures", 0) + (not finished)
+        if failures:
+            log.seek(0)
+            print(f"--- {way}:\n{log.read()[-20000:]}", flush=True)
+    return {**figures, "failures": failures}
 
 
 def run(options: argparse.Namespace) -> Figures:
