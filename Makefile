@@ -108,14 +108,12 @@ reliability: $(VENV)/.test $(VENV)/.native
 # On both runtimes, where there is the training release; RELIABILITY_ARGS="--output DIR" and the like.
 SOAK_MINUTES ?= 60
 KILLS ?= 200
-# A relative path: the command is kept in the record.
-RELIABILITY_TRAINING := $(if $(TRAINS),--training-python $(VENV)-ort-training/bin/python)
 RELIABILITY_NEEDS := $(VENV)/.test $(VENV)/.native $(if $(TRAINS),$(VENV)-ort-training/.ready)
 soak: $(RELIABILITY_NEEDS)
-	$(BIN)/python -m reliability soak --minutes $(SOAK_MINUTES) $(RELIABILITY_TRAINING) $(RELIABILITY_ARGS)
+	$(BIN)/python -m reliability soak --minutes $(SOAK_MINUTES) $(TRAINING_PYTHON) $(RELIABILITY_ARGS)
 
 kills: $(RELIABILITY_NEEDS)
-	$(BIN)/python -m reliability kills --kills $(KILLS) $(RELIABILITY_TRAINING) $(RELIABILITY_ARGS)
+	$(BIN)/python -m reliability kills --kills $(KILLS) $(TRAINING_PYTHON) $(RELIABILITY_ARGS)
 
 build: $(VENV)/.native
 

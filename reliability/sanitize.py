@@ -34,7 +34,10 @@ class Variant(NamedTuple):
 
 # What is no test of this build: programs of their own (in an emulator, under valgrind, built with
 # sanitizers by the test), what the users' build looks like, and speed.
-OTHERS = ("bench", "bench_suite", "build", "c_abi", "instructions")
+OTHERS = (
+    *("bench", "bench_suite", "build", "c_abi", "instructions"),
+    *("reliability_kills", "reliability_soak"),
+)
 # Those that measure memory or time, or count threads, of which the sanitizer has one.
 UNLIKE = (
     *("neon", "aarch64", "memory_does_not_grow", "takes_no_memory", "needs_more_memory"),
