@@ -131,6 +131,16 @@ def test_writes_that_fail(tmp_path, monkeypatch, kind, training, failures):
     assert (killing.counter["failed_writes"], killing.counter["failures"]) == (1, failures)
 
 
+def test_signals_that_a_background_process_ignores(tmp_path, monkeypatch):
+    monkeypatch.setattr(killed, "SIGNALS", [killed.signal.SIGINT])
+    before = killed.signal.signal(killed.signal.SIGINT, killed.signal.SIG_IGN)
+    try:
+        found = survived(Sound, tmp_path, monkeypatch, 10)
+    finally:
+        killed.signal.signal(killed.signal.SIGINT, before)
+    assert found["sigint"] == found["kills"] == 10 and found["failures"] == 0
+
+
 def test_a_training_that_fails_by_itself(tmp_path, monkeypatch):
     class Failing(Sound):
         def step(self) -> None:

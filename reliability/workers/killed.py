@@ -44,6 +44,8 @@ def forked(work: Callable[[], Any]) -> int:
     code = 1
     try:
         try:
+            # Which a shell's background processes ignore.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             work()
         finally:
