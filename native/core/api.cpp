@@ -2,6 +2,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 
 #include "dispatch.h"
@@ -28,20 +29,34 @@ struct MemoryDeleter {
 };
 thread_local std::unique_ptr<void, MemoryDeleter> memory_of_last_plan;
 
+gce_status note_out_of_memory() noexcept {
+  last_error = "out of memory";  // short enough to lie in the string itself
+  return GCE_OUT_OF_MEMORY;
+}
+
+// Where there is no memory for the message either, that is the error.
+gce_status note(gce_status status, const char* message) noexcept {
+  try {
+    last_error = message;
+    return status;
+  } catch (const std::bad_alloc&) {
+    return note_out_of_memory();
+  }
+}
+
 template <class Action>
-gce_status guarded(Action action) {
+gce_status guarded(Action action) noexcept {
   try {
     action();
     return GCE_OK;
   } catch (const gce::Error& error) {
-    last_error = error.message();
-    return error.status();
+    return note(error.status(), error.message().c_str());
   } catch (const std::bad_alloc&) {
-    last_error = "out of memory";
-    return GCE_OUT_OF_MEMORY;
+    return note_out_of_memory();
+  } catch (const std::length_error&) {  // more than a vector can ever hold
+    return note_out_of_memory();
   } catch (const std::exception& error) {
-    last_error = error.what();
-    return GCE_RUNTIME_ERROR;
+    return note(GCE_RUNTIME_ERROR, error.what());
   }
 }
 

@@ -51,14 +51,18 @@ bool take_keyword(Call* call, Takes takes, PyObject* keyword, PyObject* object) 
   return true;
 }
 
+PyObject* interned(const char* name) {
+  PyObject* text = PyUnicode_InternFromString(name);
+  if (text == nullptr) throw PythonError();
+  return text;
+}
+
 }  // namespace
 
 void prepare_keywords() {
-  for (const Option& option : options()) {
-    keywords_of_options.push_back(PyUnicode_InternFromString(option.name));
-  }
+  for (const Option& option : options()) keywords_of_options.push_back(interned(option.name));
   for (int i = 0; i < kMostPositional; ++i) {
-    keywords_of_positional[i] = PyUnicode_InternFromString(kPositional[i].name);
+    keywords_of_positional[i] = interned(kPositional[i].name);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "arrays.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -8,7 +9,7 @@ namespace {
 
 // ml_dtypes.bfloat16 registers itself with numpy under a type number of its own.
 bool is_bfloat16(const PyArray_Descr* descr) {
-  static int known_typenum = -1;
+  static std::atomic<int> known_typenum{-1};
   if (descr->type_num == known_typenum) return true;
   if (descr->type_num < NPY_USERDEF) return false;
   const char* name = std::strrchr(descr->typeobj->tp_name, '.');

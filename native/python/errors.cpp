@@ -4,26 +4,21 @@
 
 namespace gce_python {
 
-void throw_if(gce_status status) {
-  switch (status) {
-    case GCE_OK:
-      return;
-    case GCE_TYPE_ERROR:
-      PyErr_SetString(PyExc_TypeError, gce_last_error());
-      break;
-    case GCE_VALUE_ERROR:
-      PyErr_SetString(PyExc_ValueError, gce_last_error());
-      break;
-    case GCE_INDEX_ERROR:
-      PyErr_SetString(PyExc_IndexError, gce_last_error());
-      break;
-    case GCE_OUT_OF_MEMORY:
-      PyErr_NoMemory();
-      break;
-    case GCE_RUNTIME_ERROR:
-      PyErr_SetString(PyExc_RuntimeError, gce_last_error());
-      break;
+void set_error(gce_status status) {
+  PyObject* type = PyExc_RuntimeError;
+  if (status == GCE_TYPE_ERROR) type = PyExc_TypeError;
+  if (status == GCE_VALUE_ERROR) type = PyExc_ValueError;
+  if (status == GCE_INDEX_ERROR) type = PyExc_IndexError;
+  if (status == GCE_OUT_OF_MEMORY) {
+    PyErr_NoMemory();
+  } else {
+    PyErr_SetString(type, gce_last_error());
   }
+}
+
+void throw_if(gce_status status) {
+  if (status == GCE_OK) return;
+  set_error(status);
   throw PythonError();
 }
 

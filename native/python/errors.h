@@ -6,7 +6,10 @@
 
 namespace gce_python {
 
-// Sets the exception with the core's own message and throws PythonError, unless status is GCE_OK.
+// Sets the exception of a status that is not GCE_OK, with the core's own message.
+void set_error(gce_status status);
+
+// Sets the exception and throws PythonError, unless status is GCE_OK.
 void throw_if(gce_status status);
 
 }  // namespace gce_python

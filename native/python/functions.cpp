@@ -1,5 +1,7 @@
 #include "functions.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <functional>
 #include <optional>
@@ -25,7 +27,7 @@ gce_status create_plan(const gce_binary_problem& problem, int threads, gce_plan*
 }
 
 template <class Problem>
-gce_status run_planned(const Problem& problem, int threads) {
+gce_status run_planned(const Problem& problem, int threads) noexcept {
   gce_plan* plan = nullptr;
   const gce_status status = create_plan(problem, threads, &plan);
   if (status != GCE_OK) return status;
@@ -34,15 +36,24 @@ gce_status run_planned(const Problem& problem, int threads) {
   return GCE_OK;
 }
 
+// Up to Python 3.13, a daemon thread that asks for the GIL while the interpreter ends is ended by pthread_exit, which
+// glibc makes an exception of: destructors would drop references without the GIL. It sleeps instead, as from 3.14 on.
+void take_gil(PyThreadState* state) noexcept {
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) pause();
+  }
+}
+
 // Runs a call's problem without the GIL.
 template <class Problem>
 void run(const Call& call, const Problem& problem) {
   const int threads =
       std::min(call.num_threads > 0 ? call.num_threads : num_threads(), kMostThreads);
-  gce_status status;
-  Py_BEGIN_ALLOW_THREADS;
-  status = run_planned(problem, threads);
-  Py_END_ALLOW_THREADS;
+  PyThreadState* const state = PyEval_SaveThread();
+  const gce_status status = run_planned(problem, threads);
+  take_gil(state);
   throw_if(status);
 }
 void run(const Call& call) { run(call, call.problem); }
@@ -84,12 +95,16 @@ gce_array take_new_loss(Call* call, Output* loss) {
   return take_new_loss(*call, call->rows(), loss);
 }
 
-// A class of gce._types.
-PyObject* type_named(const char* name) {
+// Of gce._types, found when the module is imported: to import inside a call may wait for other threads.
+PyObject* row_stats_type = nullptr;
+PyObject* loss_stats_type = nullptr;
+
+void find_types() {
   const Ref module(PyImport_ImportModule("gce._types"));
-  PyObject* type = module.get() == nullptr ? nullptr : PyObject_GetAttrString(module.get(), name);
-  if (type == nullptr) throw PythonError();
-  return type;
+  if (module.get() == nullptr) throw PythonError();
+  row_stats_type = PyObject_GetAttrString(module.get(), "RowStats");
+  loss_stats_type = PyObject_GetAttrString(module.get(), "LossStats");
+  if (row_stats_type == nullptr || loss_stats_type == nullptr) throw PythonError();
 }
 
 // The statistics of a call's rows, as a RowStats or, with the gradient weight, a LossStats.
@@ -108,14 +123,13 @@ class Stats {
   }
 
   Ref result() {
-    static PyObject* const row_stats = type_named("RowStats");
-    static PyObject* const loss_stats = type_named("LossStats");
     const Ref values(PyTuple_New(count_));
     if (values.get() == nullptr) throw PythonError();
     for (int i = 0; i < count_; ++i) {
       PyTuple_SET_ITEM(values.get(), i, fields_[i].result().release());
     }
-    Ref stats(PyObject_CallObject(count_ == kRow ? row_stats : loss_stats, values.get()));
+    PyObject* const type = count_ == kRow ? row_stats_type : loss_stats_type;
+    Ref stats(PyObject_CallObject(type, values.get()));
     if (stats.get() == nullptr) throw PythonError();
     return stats;
   }
@@ -280,6 +294,7 @@ std::string doc_of(const char* name, Takes takes, const FunctionDoc& doc) {
 
 void add_functions(PyObject* module) {
   prepare_keywords();
+  find_types();
   static const std::string docs[] = {
       doc_of("loss", kLossFunction, kLossDoc),
       doc_of("loss_and_grad", kLossAndGrad, kLossAndGradDoc),

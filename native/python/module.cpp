@@ -33,6 +33,15 @@ auto translated(Action action) {
   }
 }
 
+// The module's state is the process's own: interned keywords, types, numpy's functions. Another interpreter would put its own
+// objects there, and end them.
+void require_main_interpreter() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return;
+  PyErr_SetString(PyExc_ImportError,
+                  "gce does not support sub-interpreters: import it in the main one");
+  throw py::error_already_set();
+}
+
 void import_numpy() {
   if (_import_array() < 0 || _import_umath() < 0) throw py::error_already_set();
 }
@@ -65,7 +74,9 @@ std::vector<std::string> isas(bool only_supported) {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "The C++ core of gce; its public names are in the package gce.";
+  require_main_interpreter();
   import_numpy();
+  gce_last_error();  // what the core keeps per thread is allocated now: where that fails, glibc ends the process
   translated([&] {
     gce_python::add_functions(m.ptr());
     gce_python::add_ufuncs(m.ptr());

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <atomic>
@@ -10,6 +11,7 @@
 #include <cstdlib>
 #include <deque>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -95,6 +97,26 @@ class Sleeper {
   std::condition_variable bell_;
 };
 
+// While it lives, a thread that is made has all signals blocked but those of its own faults and a profiler's: handlers run
+// on threads of the program, whose waiting they are to interrupt.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t others;
+    sigfillset(&others);
+    for (const int own : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGPROF}) {
+      sigdelset(&others, own);
+    }
+    pthread_sigmask(SIG_SETMASK, &others, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 // Threads that wait for a task. They are never joined: the pool lives as long as the process.
 class Pool {
  public:
@@ -126,14 +148,22 @@ class Pool {
  private:
   void grow_to(int n) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    while (static_cast<int>(sleepers_.size()) < n) {
+    if (static_cast<int>(sleepers_.size()) >= n) return;
+    const SignalsBlocked blocked;
+    while (static_cast<int>(sleepers_.size()) < n && add_thread()) {
+    }
+  }
+
+  // False if there is no more thread to be had, or no memory for one: then those that there are do the work.
+  bool add_thread() noexcept {
+    const size_t before = sleepers_.size();
+    try {
       Sleeper& sleeper = sleepers_.emplace_back();
-      try {
-        std::thread([this, &sleeper] { serve(sleeper); }).detach();
-      } catch (const std::system_error&) {
-        sleepers_.pop_back();
-        return;  // no more threads to be had: the caller's own does the work
-      }
+      std::thread([this, &sleeper] { serve(sleeper); }).detach();
+      return true;
+    } catch (const std::exception&) {  // system_error, bad_alloc
+      if (sleepers_.size() > before) sleepers_.pop_back();
+      return false;
     }
   }
 
@@ -186,15 +216,24 @@ std::atomic<Pool*> current_pool{nullptr};
 // it forgets that pool and makes a new one when it needs one.
 void forget_pool() { current_pool.store(nullptr); }
 
-Pool& pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-  static_cast<void>(registered);
+// Null if there is no memory for one.
+Pool* pool() noexcept {
   Pool* existing = current_pool.load();
-  if (existing != nullptr) return *existing;
-  Pool* fresh = new Pool;
-  if (current_pool.compare_exchange_strong(existing, fresh)) return *fresh;
+  if (existing != nullptr) return existing;
+  static std::atomic<bool> is_registered{false};
+  if (!is_registered) {
+    if (pthread_atfork(nullptr, nullptr, forget_pool) != 0) return nullptr;
+    is_registered = true;
+  }
+  Pool* fresh = nullptr;
+  try {
+    fresh = new Pool;
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+  if (current_pool.compare_exchange_strong(existing, fresh)) return fresh;
   delete fresh;
-  return *existing;
+  return existing;
 }
 
 std::atomic<int> chosen_threads{0};
@@ -233,8 +272,9 @@ int default_threads() {
 
 }  // namespace
 
-void run_on_threads(int n, const std::function<void(int)>& task) {
-  if (n <= 1 || !pool().try_run(n, task)) task(0);
+void run_on_threads(int n, const std::function<void(int)>& task) noexcept {
+  Pool* const threads = n > 1 ? pool() : nullptr;
+  if (threads == nullptr || !threads->try_run(n, task)) task(0);
 }
 
 int num_threads() {

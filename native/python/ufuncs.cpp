@@ -4,6 +4,7 @@
 
 #include "arrays.h"
 #include "docs.h"
+#include "errors.h"
 #include "gce/gce.h"
 
 namespace gce_python {
@@ -35,7 +36,7 @@ void run_loop(char** args, const npy_intp* dimensions, const npy_intp* steps, vo
   if (out_of_range > 0) std::feraiseexcept(FE_INVALID);
   if (status != GCE_OK) {
     const PyGILState_STATE state = PyGILState_Ensure();
-    PyErr_SetString(PyExc_RuntimeError, gce_last_error());
+    set_error(status);
     PyGILState_Release(state);
   }
 }
