@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -64,3 +65,10 @@ def test_program_in_an_emulator():
     done = run(build_emulated("abi", NATIVE_TESTS / "abi.c"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "on neon\non baseline\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_memory_that_cannot_be_allocated():
+    main = NATIVE_TESTS / "out_of_memory.c"
+    done = run([build_program("out-of-memory", main=main, isas=["baseline"], flags=["-O1"])])
+    assert done.returncode == 0, done.stdout + done.stderr

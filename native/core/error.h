@@ -24,10 +24,16 @@ class Error {
   std::string message_;
 };
 
+// A stream that finds no memory throws, where it would leave out text.
+class Text : public std::ostringstream {
+ public:
+  Text() { exceptions(std::ios::badbit); }
+};
+
 // As few digits as tell a number from all others: 1.1 for what 17 digits show as 1.1000000000000001.
 inline std::string text_of(double x) {
   for (int digits = 15;; ++digits) {
-    std::ostringstream text;
+    Text text;
     text.precision(digits);
     text << x;
     if (digits == 17 || std::strtod(text.str().c_str(), nullptr) == x) return text.str();
@@ -35,7 +41,7 @@ inline std::string text_of(double x) {
 }
 
 template <class Part>
-void put(std::ostringstream& text, const Part& part) {
+void put(Text& text, const Part& part) {
   if constexpr (std::is_floating_point_v<Part>) {
     text << text_of(part);
   } else {
@@ -46,7 +52,7 @@ void put(std::ostringstream& text, const Part& part) {
 // fail(GCE_VALUE_ERROR, "axis = ", axis, ", expected ...")
 template <class... Parts>
 [[noreturn]] void fail(gce_status status, const Parts&... parts) {
-  std::ostringstream text;
+  Text text;
   (put(text, parts), ...);
   throw Error(status, text.str());
 }

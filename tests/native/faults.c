@@ -1,0 +1,158 @@
+/* Memory and threads that cannot be had: preloaded, it makes the n-th allocation after fault_arm fail, and those behind it.
+ *
+ * Counted is what any library allocates, or only what one does (fault_within), but for glibc and its loader: where they find
+ * no memory for thread-local variables, the process ends, whoever's these are.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <execinfo.h>
+#include <link.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* glibc's own; to ask dlsym for them would allocate. */
+extern void* __libc_malloc(size_t size);
+extern void* __libc_calloc(size_t n, size_t size);
+extern void* __libc_realloc(void* memory, size_t size);
+extern void* __libc_memalign(size_t alignment, size_t size);
+extern void __libc_free(void* memory);
+
+static atomic_long until = -1; /* allocations before the first that fails; -1: none shall */
+static atomic_long left = 0;   /* how many are to fail from there on */
+static atomic_long counted = 0;
+static atomic_long failed = 0;
+static atomic_long live = 0; /* blocks that are allocated, of any caller */
+static atomic_int threads_fail = 0;
+
+/* Addresses [begin, end) of a library. */
+typedef struct Range {
+  const char* name; /* what its path has in it */
+  uintptr_t begin, end;
+} Range;
+static Range libc = {"/libc.so", 0, 0};
+static Range loader = {"/ld-linux", 0, 0};
+static Range cpp = {"/libstdc++.so", 0, 0};
+static Range own = {"/faults-", 0, 0};
+static Range within = {NULL, 0, 0};
+
+static int look(struct dl_phdr_info* info, size_t size, void* data) {
+  (void)size;
+  Range* const range = data;
+  if (strstr(info->dlpi_name, range->name) == NULL) return 0;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const ElfW(Phdr)* part = &info->dlpi_phdr[i];
+    if (part->p_type != PT_LOAD) continue;
+    const uintptr_t begin = info->dlpi_addr + part->p_vaddr;
+    if (range->begin == 0) range->begin = begin;
+    range->end = begin + part->p_memsz;
+  }
+  return 1;
+}
+
+static int is_in(const Range* range, const void* caller) {
+  return (uintptr_t)caller >= range->begin && (uintptr_t)caller < range->end;
+}
+
+static _Thread_local int is_looking = 0;
+
+/* Whether the library `within` asks, itself or through the C++ library. */
+static int is_within(void) {
+  void* callers[16];
+  if (is_looking) return 0; /* backtrace's own */
+  is_looking = 1;
+  const int count = backtrace(callers, 16);
+  is_looking = 0;
+  for (int i = 0; i < count; ++i) {
+    if (!is_in(&own, callers[i]) && !is_in(&cpp, callers[i])) return is_in(&within, callers[i]);
+  }
+  return 0;
+}
+
+/* Whether this allocation is one that fails. */
+static int fails(const void* caller) {
+  if (atomic_load(&until) < 0 || is_in(&libc, caller) || is_in(&loader, caller)) return 0;
+  if (within.name != NULL && !is_within()) return 0;
+  const long number = atomic_fetch_add(&counted, 1);
+  if (number < atomic_load(&until)) return 0;
+  if (atomic_fetch_sub(&left, 1) <= 0) return 0;
+  atomic_fetch_add(&failed, 1);
+  errno = ENOMEM;
+  return 1;
+}
+
+static void* noted(void* memory) {
+  if (memory != NULL) atomic_fetch_add(&live, 1);
+  return memory;
+}
+
+#define FAILS fails(__builtin_return_address(0))
+
+void* malloc(size_t size) { return FAILS ? NULL : noted(__libc_malloc(size)); }
+void* calloc(size_t n, size_t size) { return FAILS ? NULL : noted(__libc_calloc(n, size)); }
+void* realloc(void* memory, size_t size) {
+  if (FAILS) return NULL;
+  void* const moved = __libc_realloc(memory, size);
+  return memory == NULL ? noted(moved) : moved;
+}
+void* memalign(size_t alignment, size_t size) {
+  return FAILS ? NULL : noted(__libc_memalign(alignment, size));
+}
+void* aligned_alloc(size_t alignment, size_t size) {
+  return FAILS ? NULL : noted(__libc_memalign(alignment, size));
+}
+int posix_memalign(void** memory, size_t alignment, size_t size) {
+  if (FAILS) return ENOMEM;
+  *memory = noted(__libc_memalign(alignment, size));
+  return *memory == NULL ? ENOMEM : 0;
+}
+void free(void* memory) {
+  if (memory != NULL) atomic_fetch_sub(&live, 1);
+  __libc_free(memory);
+}
+
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*start)(void*),
+                   void* argument) {
+  if (atomic_load(&threads_fail)) {
+    atomic_fetch_add(&failed, 1);
+    return EAGAIN;
+  }
+  int (*real)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*) = NULL;
+  *(void**)&real = dlsym(RTLD_NEXT, "pthread_create");
+  return real(thread, attributes, start, argument);
+}
+
+/* From here on, the allocation behind the next n fails, and the `many` - 1 behind that one. */
+void fault_arm(long n, long many) {
+  if (libc.begin == 0) {
+    dl_iterate_phdr(look, &libc);
+    dl_iterate_phdr(look, &loader);
+  }
+  atomic_store(&counted, 0);
+  atomic_store(&failed, 0);
+  atomic_store(&left, many);
+  atomic_store(&until, n);
+}
+/* Counts from now on what the loaded library allocates whose path has this in it; 0 if there is none. */
+int fault_within(const char* name) {
+  void* callers[4];
+  backtrace(callers, 4); /* the first time it loads a library */
+  within.name = name;
+  within.begin = 0;
+  dl_iterate_phdr(look, &cpp);
+  dl_iterate_phdr(look, &own);
+  dl_iterate_phdr(look, &within);
+  return within.begin != 0;
+}
+void fault_disarm(void) { atomic_store(&until, -1); }
+void fault_threads(int fail) {
+  atomic_store(&failed, 0);
+  atomic_store(&threads_fail, fail);
+}
+/* How many have failed since fault_arm. */
+long fault_count(void) { return atomic_load(&failed); }
+long fault_live(void) { return atomic_load(&live); }
