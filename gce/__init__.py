@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# _native first: where this interpreter cannot have it, its error is the one that says so.
+from gce import _native as _native
 from gce import presets, schedules
 from gce._config import get_include, show_config
 from gce._native import (

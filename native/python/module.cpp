@@ -33,15 +33,6 @@ auto translated(Action action) {
   }
 }
 
-// The module's state is the process's own: interned keywords, types, numpy's functions. Another interpreter would put its own
-// objects there, and end them.
-void require_main_interpreter() {
-  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return;
-  PyErr_SetString(PyExc_ImportError,
-                  "gce does not support sub-interpreters: import it in the main one");
-  throw py::error_already_set();
-}
-
 void import_numpy() {
   if (_import_array() < 0 || _import_umath() < 0) throw py::error_already_set();
 }
@@ -72,9 +63,8 @@ std::vector<std::string> isas(bool only_supported) {
 
 }  // namespace
 
-PYBIND11_MODULE(_native, m) {
+PYBIND11_MODULE(_native_body, m, py::mod_gil_not_used()) {
   m.doc() = "The C++ core of gce; its public names are in the package gce.";
-  require_main_interpreter();
   import_numpy();
   gce_last_error();  // what the core keeps per thread is allocated now: where that fails, glibc ends the process
   translated([&] {
@@ -124,4 +114,13 @@ PYBIND11_MODULE(_native, m) {
   );
   m.attr("__pyx_capi__") = gce_python::capsules();
   m.attr("__version__") = GCE_VERSION;
+}
+
+// The module's state is the process's own: interned keywords, types, numpy's functions. Another interpreter would put its own
+// objects there, and end them. Asked before pybind11, which waits for the main interpreter's GIL.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__native() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit__native_body();
+  PyErr_SetString(PyExc_ImportError,
+                  "gce does not support sub-interpreters: import it in the main one");
+  return nullptr;
 }
