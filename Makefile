@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize accuracy soak kills reliability build generated tidy format dist clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize accuracy soak kills reliability build generated tidy format dist wheels constraints artifacts bare clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -36,6 +36,8 @@ help:
 	@echo 'make build   compile what changed, in place'
 	@echo 'make generated  rewrite what follows from gce.h and the table of options'
 	@echo 'make dist    sdist and wheel, in dist/'
+	@echo 'make wheels  sdist and repaired wheels for the Pythons of this machine (WHEEL_PYTHONS="python3.12")'
+	@echo 'make artifacts  look into what make wheels made; make bare: install it where nothing is (root)'
 	@echo 'make clean   remove builds and environments'
 
 demo: $(VENV)/.demo $(VENV)/.native
@@ -123,8 +125,29 @@ generated:
 	$(MAKE) --no-print-directory build
 	$(BIN)/python native/tools/options_table.py
 
+# Exact versions of what a build requires, in the environments that python -m build makes.
+PINNED := PIP_CONSTRAINT='$(abspath .ci/build-constraints.txt)' \
+  PIP_BUILD_CONSTRAINT='$(abspath .ci/build-constraints.txt)'
+
 dist: $(VENV)/.dev
-	$(BIN)/python -m build
+	$(PINNED) $(BIN)/python -m build
+
+wheels: $(VENV)/.wheels
+	$(BIN)/python -m reliability.wheels $(WHEEL_PYTHONS)
+
+artifacts: $(VENV)/.wheels
+	$(BIN)/python -m reliability artifacts $(ARTIFACTS_ARGS)
+
+bare: $(VENV)/.wheels $(VENV)/.test
+	$(BIN)/python -m reliability bare $(BARE_ARGS)
+
+# The newest versions that the ranges allow, with the hashes of their files; the comment stays.
+constraints: $(VENV)/.wheels
+	@mkdir -p build
+	grep '^#' .ci/build-constraints.txt >build/constraints.txt
+	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --upgrade \
+	  --generate-hashes --no-header --no-annotate --group build >>build/constraints.txt
+	mv build/constraints.txt .ci/build-constraints.txt
 
 clean:
 	rm -rf $(VENV) $(VENV)-onnxruntime-* $(VENV)-ort-training build dist *.egg-info gce/*.so gce/jax/*.so gce/onnx/*.so
@@ -153,7 +176,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.native
 	$(PIP) install --no-build-isolation --editable '.[demo]' 'onnxruntime>=1.23'
 	@touch $@
 
-$(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/.demo
+$(VENV)/.test $(VENV)/.dev $(VENV)/.wheels $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/.demo
 	$(PIP) install --group $*
 	@touch $@
 

@@ -8,6 +8,7 @@ imported, as the tests do to compile the core for another machine, it is the bui
 import copy
 import json
 import os
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,6 +110,12 @@ class BuildNative(build_ext):
         kind = self.compiler.compiler_type
         if kind != "unix":
             raise PlatformError(f"gamma-ce is built with GCC or Clang; {kind!r} is not supported")
+        compiler = self.compiler.compiler_so_cxx[0]
+        if not shutil.which(compiler):
+            raise PlatformError(
+                f"gamma-ce is compiled from C++ here and found no compiler: {compiler!r} is not on"
+                " PATH. Install GCC or Clang (Debian: g++), or name one (CC, CXX); or take a wheel"
+            )
         build = self.get_finalized_command("build")
         if self.editable_mode:  # setuptools offers a temporary folder; objects are worth keeping
             tag = f"editable.{build.plat_name}-{sys.implementation.cache_tag}"
@@ -129,7 +136,7 @@ class BuildNative(build_ext):
     def compile_unit(self, unit: Unit) -> str:
         """Path of the object of `unit`, compiled anew if anything that it was made from changed."""
         (path,) = self.compiler.object_filenames([unit.source], output_dir=self.build_temp)
-        flags = [*unit.flags, "-MD", *environment_flags()]
+        flags = [*unit.flags, "-MD", *environment_flags(), *self.nameless(unit)]
         command = "\n".join([*self.compiler_command(), *flags])
         stamp = Path(f"{path}.cmd")
         if self.force or not stamp.exists() or stamp.read_text() != command or is_stale(path):
@@ -142,6 +149,15 @@ class BuildNative(build_ext):
     def compiler_command(self) -> list[str]:
         """How the compiler is called before a unit's own flags."""
         return [*self.compiler.compiler_so_cxx, *(f"-I{d}" for d in self.compiler.include_dirs)]
+
+    def nameless(self, unit: Unit) -> list[str]:
+        """Flags that keep this machine's folders out of objects, which are the same in all."""
+        prefix = "-isystem"
+        system = [flag[len(prefix) :] for flag in unit.flags if flag.startswith(prefix)]
+        folders = [str(ROOT), *map(os.path.abspath, [*self.compiler.include_dirs, *system])]
+        # The last one that matches is taken, and these may lie in each other.
+        ordered = sorted(set(folders), key=len)
+        return [f"-ffile-prefix-map={d}={'.' if d == str(ROOT) else 'include'}" for d in ordered]
 
     def write_compile_commands(self, units: list[Unit], folder: Path) -> None:
         """Tell clang-tidy and editors how each file is compiled."""
@@ -169,15 +185,18 @@ class BuildNative(build_ext):
         linked = copy.copy(ext)
         linked.sources, linked.language = [], "c++"
         linked.extra_objects = [self.object_of[file] for file in ext.sources] + self.core_objects
-        linked.extra_link_args = ["-pthread", "-fno-lto", self.export_only(ext), *self.kept(ext)]
-        linked.extra_link_args += sanitizer_flags()
+        linked.extra_link_args = ["-pthread", "-fno-lto", self.export_only(ext)]
+        linked.extra_link_args += [*self.elf_flags(ext), *sanitizer_flags()]
         linked.depends = [*linked.extra_objects, __file__]
         super().build_extension(linked)
 
-    def kept(self, ext: Extension) -> list[str]:
-        """Linker flags against unloading: what a runtime holds of its library has no end."""
-        is_elf = not self.plat_name.startswith("macosx")
-        return ["-Wl,-z,nodelete"] if is_elf and ext.name != "gce._native" else []
+    def elf_flags(self, ext: Extension) -> list[str]:
+        """What the loader is told: bind all at once, then make it read-only; run no stack."""
+        if self.plat_name.startswith("macosx"):
+            return []
+        # What a runtime holds of its library has no end: those stay loaded.
+        kept = "" if ext.name == "gce._native" else ",-z,nodelete"
+        return [f"-Wl,-z,relro,-z,now,-z,noexecstack{kept}"]
 
     def export_only(self, ext: Extension) -> str:
         """Linker flag that hides all else: weak std:: symbols are exported despite -fvisibility."""

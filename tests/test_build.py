@@ -229,6 +229,7 @@ TINY = {
     "gce/onnx/__init__.py": "",
     "README.md": "tiny\n",
     "LICENSE": "none\n",
+    "THIRD_PARTY_NOTICES.md": "none\n",
 }
 
 
@@ -302,6 +303,7 @@ def test_warnings_are_errors_only_on_request(setup, tmp_path):
 
 def test_sdist_holds_all_that_a_build_and_the_tests_need(setup, tmp_path):
     wanted = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md"}
+    wanted.add("THIRD_PARTY_NOTICES.md")
     wanted.add("gce/include/gce/gce.h")  # through a link, which the search does not follow
     for folder in ("native", "onnx_ops", "xla_ffi", "gce", "tests", "examples"):
         for path in (ROOT / folder).rglob("*"):

@@ -59,24 +59,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path: Path) -> Path:
     """One node, for a batch of any size."""
     require(importlib.util.find_spec("onnx"), "onnx is not installed")
-    import onnx
-    from onnx import TensorProto
-    from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_info
+    from host_model import write
 
-    inputs = [
-        make_tensor_value_info("scores", TensorProto.FLOAT, ["N", "C"]),
-        make_tensor_value_info("labels", TensorProto.INT64, ["N"]),
-        make_tensor_value_info("gamma", TensorProto.FLOAT, []),
-    ]
-    outputs = [
-        make_tensor_value_info("loss", TensorProto.FLOAT, []),
-        make_tensor_value_info("grad", TensorProto.FLOAT, ["N", "C"]),
-    ]
-    node = gce.onnx.loss_node("scores", "labels", "gamma", grad="grad")
-    opsets = [make_opsetid("", 17), make_opsetid(gce.onnx.DOMAIN, 1)]
-    graph = make_graph([node], "host", inputs, outputs)
     path = tmp_path / "loss.onnx"
-    onnx.save(make_model(graph, opset_imports=opsets, ir_version=8), path)
+    write(path)
     return path
 
 
