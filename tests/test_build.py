@@ -292,6 +292,41 @@ def test_edits_rebuild_what_they_reach_and_nothing_else(setup, tmp_path):
     assert run(sys.executable, "-c", code, cwd=tmp_path).strip() == "3"
 
 
+@pytest.mark.parametrize("flags", ["-g0", "-g"])
+def test_same_sources_give_the_same_libraries_in_any_folder(setup, tmp_path, flags):
+    isas = {isa.name for isa in setup.isas_for(platform.machine())}
+    built = []
+    for folder in (tmp_path / "one", tmp_path / "another" / "and deeper"):
+        project = TinyProject(folder, isas)
+        source = folder / "native/core/api.cpp"
+        source.write_text(source.read_text() + "const char* gce_where() { return __FILE__; }\n")
+        project.build(CFLAGS=flags)
+        built.append({path.name: path.read_bytes() for path in folder.glob("build/lib*/**/*.so")})
+    assert len(built[0]) == len(setup.LIBRARIES)
+    assert built[0] == built[1]
+    for data in built[0].values():
+        assert os.fsencode(tmp_path) not in data
+        assert os.fsencode(Path.home()) + b"/" not in data
+
+
+def test_missing_compiler_is_told(setup, tmp_path):
+    project = TinyProject(tmp_path, {isa.name for isa in setup.isas_for(platform.machine())})
+    with pytest.raises(AssertionError, match="found no compiler: 'no-such-compiler'"):
+        project.build(CC="no-such-compiler", CXX="no-such-compiler")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="readelf reads ELF")
+def test_libraries_are_read_only_once_loaded_and_run_no_stack(setup):
+    require(shutil.which("readelf"), "readelf is not installed")
+    package = Path(gce.__file__).parent.parent
+    for library in setup.LIBRARIES:
+        (path,) = package.glob(f"{library.name.replace('.', '/')}.*so")
+        said = run("readelf", "--dynamic", "--segments", "--wide", path)
+        assert re.search(r"FLAGS_1\).*\bNOW\b", said), library.name
+        assert re.search(r"GNU_RELRO ", said), library.name
+        assert re.search(r"GNU_STACK .* RW ", said), library.name
+
+
 def test_warnings_are_errors_only_on_request(setup, tmp_path):
     project = TinyProject(tmp_path, {isa.name for isa in setup.isas_for(platform.machine())})
     source = tmp_path / "native/core/api.cpp"
