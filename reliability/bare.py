@@ -48,13 +48,8 @@ TESTS = (
 )
 # What the tests read: of the sdist, without the package, which is to be that of the wheel.
 TEST_FILES = (
-    "tests",
-    "examples",
-    "README.md",
-    "CHANGELOG.md",
-    "pyproject.toml",
-    "native",
-    "setup.py",
+    *("tests", "examples", "native", "onnx_ops"),
+    *("README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"),
 )
 
 # A program, which .ci/run gives to the oldest numpy too.
@@ -146,7 +141,9 @@ def download(folder: Path, python: str) -> None:
     pinned = ["--constraint", str(CONSTRAINTS), "numpy", "pybind11", "setuptools"]
     for wanted in (pinned, TEST_PACKAGES):  # apart: with a hash for one, pip wants one for each
         subprocess.run([*command, *wanted], check=True)
-    shutil.copy(CONSTRAINTS, folder)
+    # Without hashes, which were looked at now: pip in the roots would want one of the sdist too.
+    pins = CONSTRAINTS.read_text(encoding="utf-8")
+    (folder / CONSTRAINTS.name).write_text(re.sub(r"\s*\\\n\s*--hash=\S+", "", pins))
 
 
 def unpack(sdist: Path, root: Root) -> None:
