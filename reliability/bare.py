@@ -221,6 +221,13 @@ def prepare_host(root: Root, compiler: Root) -> None:
     subprocess.run([sys.executable, maker, str(folder / "loss.onnx")], cwd=ROOT, check=True)
 
 
+def must_be_bare(root: Root) -> None:
+    """Python and no compiler, or the rest would show nothing."""
+    present = [tool for tool in COMPILERS if has(root, tool)]
+    if present or not has(root, "python3"):
+        raise Wrong(f"the bare root has {present}, or no python3")
+
+
 def try_without_compiler(root: Root, sdist: str) -> None:
     """The sdist must fail, and say why."""
     root.must("python3", "-m", "venv", "/env-none")
@@ -279,9 +286,7 @@ def try_suite(name: str, folder: Path, short: bool, scratch: Path) -> Figures:
         found[what] = try_package(root, f"/{what}/{wheel.name}", short)
 
     def steps() -> None:
-        present = [tool for tool in COMPILERS if has(root, tool)]
-        if present or not has(root, "python3"):
-            raise Wrong(f"the bare root has {present}, or no python3")
+        must_be_bare(root)
         attempt("wheel", find_wheel(folder, suite.python))
         try_without_compiler(root, given)
         if not short:

@@ -341,3 +341,47 @@ def test_bare_finds_the_wheel_of_a_python(tmp_path):
     assert bare.find_wheel(tmp_path, "3.11") == tmp_path / name
     assert bare.find_wheel(tmp_path, "3.1") is None
     assert {suite.python for suite in bare.SUITES.values()} <= set(classified_pythons())
+
+
+class Pretender:
+    """A root in which each command does what a test wants."""
+
+    def __init__(self, folder, has=("python3",), pip=(0, "")):
+        from reliability import bare
+
+        self.folder, self.has, self.pip, self.must = folder, has, pip, bare.Root.must.__get__(self)
+
+    def run(self, *command, **variables):
+        if command[:2] == ("sh", "-c") and command[2].startswith("command -v "):
+            code, said = int(command[2].rpartition(" ")[2] not in self.has), ""
+        else:
+            code, said = self.pip if "pip" in command else (0, "")
+        return subprocess.CompletedProcess(command, code, said, "")
+
+
+def test_bare_wants_a_root_without_compiler(tmp_path):
+    from reliability import bare
+
+    bare.must_be_bare(Pretender(tmp_path))
+    with pytest.raises(bare.Wrong, match="has \\['clang'\\]"):
+        bare.must_be_bare(Pretender(tmp_path, has=("python3", "clang")))
+    with pytest.raises(bare.Wrong, match="no python3"):
+        bare.must_be_bare(Pretender(tmp_path, has=()))
+
+
+def test_bare_wants_the_sdist_to_say_what_it_lacks(tmp_path):
+    from reliability import bare
+
+    told = "gamma-ce found no compiler: 'g++' is not on PATH. Install GCC or Clang"
+    bare.try_without_compiler(Pretender(tmp_path, pip=(1, told)), "x.tar.gz")
+    for pip in ((0, ""), (1, "command 'g++' failed")):
+        with pytest.raises(bare.Wrong, match="compiler"):
+            bare.try_without_compiler(Pretender(tmp_path, pip=pip), "x.tar.gz")
+
+
+def test_bare_wants_numpy_alone_beside_the_wheel(tmp_path):
+    from reliability import bare
+
+    listed = "gamma-ce==0.1.0\nnumpy==2.4.6\npip==1\nscipy==1\n"
+    with pytest.raises(bare.Wrong, match="expected gamma-ce and numpy alone"):
+        bare.try_package(Pretender(tmp_path, pip=(0, listed)), "/wheel/x.whl", short=True)
