@@ -23,8 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from reliability.pytests import counts
 from reliability.record import ROOT, Figures
-from reliability.sanitize import counts
 from reliability.wheels import CONSTRAINTS
 
 
@@ -185,7 +185,7 @@ def try_package(root: Root, wheel: str, short: bool) -> Figures:
     results = root.folder / "results.xml"
     if done.returncode or not results.exists():
         raise Wrong(f"tests of {wheel} failed:\n{(done.stdout + done.stderr)[-3000:]}")
-    found = counts(results)
+    found = counts(results.read_text(encoding="utf-8"))
     results.unlink()
     if not found["passed"]:
         raise Wrong(f"no test of {wheel} ran")
