@@ -10,14 +10,6 @@ from reliability import accuracy, allocations, artifacts, bare, kills, sanitize,
 from reliability.record import Figures
 
 
-class Row(NamedTuple):
-    """A line of RELIABILITY.md."""
-
-    promise: str
-    test: str  # how it is tested
-    figures: str  # the last ones
-
-
 class Check(NamedTuple):
     """One check; its module's docstring says what it does."""
 
@@ -25,6 +17,7 @@ class Check(NamedTuple):
     add_arguments: Callable[[argparse.ArgumentParser], None]
     # What was found; its `failures` is how many things went wrong: the exit code is 1 if any did.
     run: Callable[[argparse.Namespace], Figures]
+    # Lines of RELIABILITY.md: promise, how it is tested, last figures.
     rows: Callable[[Figures], list[tuple[str, str, str]]]
 
 
