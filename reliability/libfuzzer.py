@@ -61,7 +61,6 @@ def fuzz(target: Target, options: argparse.Namespace) -> Figures:
     new, artifacts = target.folder / "new", target.folder / "artifacts"
     for folder in (new, artifacts, target.corpus):
         folder.mkdir(parents=True, exist_ok=True)
-    before = set(artifacts.iterdir())
     # Of these folders libFuzzer writes to the first alone.
     command = [*target.command, *target.flags, f"-max_total_time={options.seconds}"]
     command += [f"-artifact_prefix={artifacts}/", "-print_final_stats=1", "-timeout=60"]
@@ -69,7 +68,7 @@ def fuzz(target: Target, options: argparse.Namespace) -> Figures:
     print(f"--- {target.name}: {' '.join(command)}", flush=True)
     code, said = call(target, command)
     (target.folder / "log").write_text(said)
-    written = sorted(path.name for path in set(artifacts.iterdir()) - before)
+    written = [Path(path).name for path in re.findall(r"Test unit written to (\S+)", said)]
     findings = [name for name in written if name.startswith(KINDS)]
     if code and not findings:
         findings.append(f"exit code {code}")
