@@ -29,7 +29,10 @@ ENVIRONMENT = {
     "ASAN_OPTIONS": "allocator_may_return_null=1:max_allocation_size_mb=512:detect_leaks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
-LIBFUZZER = ("-max_len=4096", "-malloc_limit_mb=1024", "-entropic_scale_per_exec_time=1")
+LIBFUZZER = (
+    *("-max_len=512", "-len_control=0", "-malloc_limit_mb=1024"),
+    "-entropic_scale_per_exec_time=1",  # large calls take long and find little
+)
 
 
 def build() -> Path:

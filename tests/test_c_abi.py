@@ -64,3 +64,16 @@ def test_program_in_an_emulator():
     done = run(build_emulated("abi", NATIVE_TESTS / "abi.c"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "on neon\non baseline\n"
+
+
+@pytest.mark.parametrize("build", ["plain", "address"])
+def test_program_that_gets_everything_wrong(build):
+    program = build_program(
+        f"hostile-{build}",
+        main=NATIVE_TESTS / "hostile.c",
+        isas=["baseline"],
+        flags=["-O1", *BUILDS[build]],
+    )
+    # What no machine has is asked for, too.
+    done = run([program], env={"ASAN_OPTIONS": "allocator_may_return_null=1"})
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -44,7 +44,7 @@ PROGRAM = """
 import pathlib, sys
 options = dict(a[1:].split("=", 1) for a in sys.argv[1:] if a.startswith("-"))
 folders = [pathlib.Path(a) for a in sys.argv[1:] if not a.startswith("-")]
-if "merge" in options:
+if "set_cover_merge" in options:
     for path in list(folders[1].iterdir()) + list(folders[2].iterdir()):
         if b"covers" in path.read_bytes():
             (folders[0] / path.name).write_bytes(path.read_bytes())

@@ -47,6 +47,7 @@ void put(std::ostringstream& text, const Part& part) {
 template <class... Parts>
 [[noreturn]] void fail(gce_status status, const Parts&... parts) {
   std::ostringstream text;
+  text.exceptions(std::ios::badbit);  // or it ends the message where memory ends
   (put(text, parts), ...);
   throw Error(status, text.str());
 }

@@ -136,10 +136,14 @@ int64_t count_of(const std::vector<int64_t>& shape) {
 std::vector<int64_t> offsets_of(const Array& array) {
   std::vector<int64_t> offsets = {0};
   for (size_t d = 0; d < array.shape.size(); ++d) {
-    std::vector<int64_t> longer;
-    longer.reserve(offsets.size() * static_cast<size_t>(array.shape[d]));
+    const auto length = static_cast<size_t>(array.shape[d]);
+    if (length == 1) continue;
+    std::vector<int64_t> longer(offsets.size() * length);
+    int64_t* next = longer.data();
     for (const int64_t offset : offsets) {
-      for (int64_t i = 0; i < array.shape[d]; ++i) longer.push_back(offset + i * array.strides[d]);
+      for (size_t i = 0; i < length; ++i) {
+        *next++ = offset + static_cast<int64_t>(i) * array.strides[d];
+      }
     }
     offsets = std::move(longer);
   }

@@ -92,7 +92,7 @@ void test(Case<Problem> made, const Way& way) {
   const gce_status status = call(made, way);
   require(!made.must_fail || status != GCE_OK, "an error for arrays that no memory can hold");
   if (status != GCE_OK) {
-    check_error(status, way.failing != 0);
+    check_error(status);
     require(contents_of(made.blocks) == before, "nothing written where there is an error");
     return;
   }
@@ -147,7 +147,7 @@ void test_pointwise(Bytes* bytes) {
   if (status == GCE_OK) {
     require(out_of_range >= 0 && out_of_range <= 2 * n, "0 to 2 n numbers out of range");
   } else {
-    check_error(status, false);
+    check_error(status);
     require(contents_of(blocks) == before, "nothing written where there is an error");
   }
 }
@@ -167,10 +167,10 @@ void test_names(Bytes* bytes) {
   const bool is_value = given != nullptr && (text == "primitive" || text == "surrogate");
   gce_status status = gce_reduction_from_name(given, &reduction);
   require((status == GCE_OK) == is_reduction, "reductions to be those that have a name");
-  if (status != GCE_OK) check_error(status, false);
+  if (status != GCE_OK) check_error(status);
   status = gce_value_from_name(given, &value);
   require((status == GCE_OK) == is_value, "values to be those that have a name");
-  if (status != GCE_OK) check_error(status, false);
+  if (status != GCE_OK) check_error(status);
   status = gce_isa_select(given);
   const char* in_use = nullptr;
   require(gce_isa_in_use(&in_use) == GCE_OK, "an ISA");

@@ -26,11 +26,12 @@ std::vector<int64_t> take_shape(Bytes* bytes) {
                                   15,   16,   17,   0,    24,   31,    32,    33,    40,  63,
                                   64,   65,   67,   100,  127,  128,   129,   257,   500, 1000,
                                   1025, 4096, 8191, 8192, 8193, 16500, 65536, 300000};
+  // What is shared by workers takes as long as a hundred small calls, and rows in segments as ten thousand.
   const int size = bytes->byte();
-  const int64_t most = size == 255   ? kMostWork / 2
-                       : size >= 240 ? 70000
-                       : size >= 192 ? 9000
-                                     : 1200;
+  const int64_t most = size == 255 && bytes->rarely(128) ? kMostWork / 2
+                       : size >= 252                     ? 70000
+                       : size >= 224                     ? 9000
+                                                         : 300;
   const int rank = bytes->byte();
   constexpr int kRanks[] = {2, 1, 3, 2, 4, 0, 2, 3};
   const int ndim = rank >= 252 ? 60 + bytes->below(8) : kRanks[rank % 8];

@@ -16,7 +16,7 @@ using Contents = std::vector<std::vector<char>>;
 Contents contents_of(const std::vector<Block>& blocks);
 
 // A message that names an argument.
-void check_error(gce_status status, bool memory_ran_out);
+void check_error(gce_status status);
 
 // What each byte of each block is part of.
 enum Role : uint8_t { kNothing = 0, kInput = 1, kOutput = 2 };
