@@ -196,7 +196,10 @@ void check_shard_stats(const gce_problem& p, const gce_array& rows) {
 }
 
 void check_shard(const gce_problem& p, const gce_array& rows) {
-  if (p.shard == GCE_SHARD_NONE) return;
+  if (p.shard == GCE_SHARD_NONE) {
+    if (!is_given(p.shard_stats)) return;
+    fail(GCE_VALUE_ERROR, "stats is given, expected none where shard is none");
+  }
   if (p.shard != GCE_SHARD_PARTIAL && p.shard != GCE_SHARD_MERGED) {
     fail(GCE_VALUE_ERROR, "shard = ", p.shard, ", expected a gce_shard");
   }

@@ -134,6 +134,10 @@ static void lengths(void) {
 static void missing(void) {
   gce_problem p = good();
   gce_plan* plan = NULL;
+  p.shard_stats.data = memory.stats;
+  p.shard_stats.ndim = 77;
+  REFUSED(&p, "stats is given, expected none where shard is none");
+  p = good();
   p.logits.data = NULL;
   REFUSED(&p, "logits is missing, expected an array of shape (3, 4)");
   p = good();
