@@ -181,7 +181,9 @@ void check_values(const Case<gce_problem>& made, const Contents& before) {
   const bool is_whole = p.shard == GCE_SHARD_NONE;
   const bool is_moderate = is_whole && are_moderate(inputs_of(made, &P::logits, before));
   if (!is_weighted && is_whole) {
-    const bool may_be_nan = !is_moderate || p.z_loss != 0.0;
+    // A tiny divisor makes of a gradient's parts infinities, of both signs.
+    const bool is_overflowing = p.z_loss != 0.0 || (p.has_normalizer != 0 && p.normalizer < 1e-30);
+    const bool may_be_nan = !is_moderate || is_overflowing;
     require_within(results_of(made, &P::loss), 0.0, inf, may_be_nan, "loss");
     const bool is_factored = made.of(&P::vector).given || made.of(&P::grad_output).given;
     if (!is_factored) require_within(results_of(made, &P::grad), -inf, inf, may_be_nan, "grad");
@@ -201,7 +203,9 @@ void check_values(const Case<gce_binary_problem>& made, const Contents& before) 
   using P = gce_binary_problem;
   const double inf = __builtin_inf();
   if (made.of(&P::weight).given || made.of(&P::pos_weight).given) return;
-  const bool is_moderate = are_moderate(inputs_of(made, &P::logits, before));
+  const P& p = made.problem;
+  const bool is_moderate = are_moderate(inputs_of(made, &P::logits, before)) &&
+                           (p.has_normalizer == 0 || p.normalizer >= 1e-30);
   require_within(results_of(made, &P::loss), 0.0, inf, !is_moderate, "loss");
   if (made.of(&P::grad_output).given) return;
   require_within(results_of(made, &P::grad), -inf, inf, !is_moderate, "grad");
