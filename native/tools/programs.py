@@ -74,8 +74,8 @@ def _compile(folder: Path, compiler: str, unit: Any) -> Path:
     """The object of a unit, kept under a name that tells all that it is made from."""
     source = ROOT / unit.source
     said = hashlib.sha256(repr((_version(compiler), unit)).encode())
-    for path in _read_by(compiler, unit):
-        said.update(str(path).encode() + (ROOT / path).read_bytes())
+    for read in _read_by(compiler, unit):
+        said.update(read.encode() + (ROOT / read).read_bytes())
     path = folder / f"{source.stem}-{said.hexdigest()[:20]}.o"
     if not path.exists():
         _make(path, [compiler, *unit.flags, "-c", unit.source])
