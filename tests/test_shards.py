@@ -294,6 +294,32 @@ def test_errors_of_merge():
             shards.merge(parts)
 
 
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        ("mean", ValueError),
+        ([[1.0], [2.0, 3.0]], ValueError),
+        ([10**400], ValueError),
+        (object(), TypeError),
+        ([None, {}], TypeError),
+    ],
+    ids=str,
+)
+def test_merge_says_which_part_is_no_array(part, error):
+    with pytest.raises(error, match=r"^parts\[1\] is no array of float64: "):
+        shards.merge([usual()["stats"], part])
+
+
+@pytest.mark.parametrize("field", ["first_class", "classes"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_merge_of_parts_whose_classes_are_no_numbers(field, bad):
+    stats = usual()["stats"]
+    broken = stats.copy()
+    broken[..., shards.FIELDS.index(field)] = bad
+    with pytest.raises(ValueError, match=r"^parts\[1\] begins with class .*, expected"):
+        shards.merge([broken, stats] if field == "classes" else [stats, broken])
+
+
 @pytest.mark.parametrize("shift", [0, 1, 9])
 def test_merge_says_where_the_order_is_not_that_of_the_classes(shift):
     logits = np.random.default_rng(0).normal(size=(2, 3, 9))
