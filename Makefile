@@ -159,7 +159,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.native
 	$(PIP) install --no-build-isolation --editable '.[demo]' 'onnxruntime>=1.23'
 	@touch $@
 
-$(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/.demo
+$(VENV)/.test $(VENV)/.dev $(VENV)/.bench $(VENV)/.fuzz: $(VENV)/.%: pyproject.toml | $(VENV)/.demo
 	$(PIP) install --group $*
 	@touch $@
 

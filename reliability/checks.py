@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from reliability import accuracy, fuzz_c_abi, kills, sanitize, soak
+from reliability import accuracy, fuzz_c_abi, fuzz_onnx, fuzz_python, kills, sanitize, soak
 from reliability.record import Figures
 
 
@@ -32,5 +32,5 @@ CHECKS = {
     module.__name__.rpartition(".")[2]: Check(
         module.__doc__ or "", module.add_arguments, module.run, module.rows
     )
-    for module in (accuracy, sanitize, fuzz_c_abi, soak, kills)
+    for module in (accuracy, sanitize, fuzz_c_abi, fuzz_python, fuzz_onnx, soak, kills)
 }

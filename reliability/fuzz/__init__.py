@@ -1,1 +1,1 @@
-"""Targets of fuzzing: what turns bytes into a call or a model, and holds the promises against it."""
+"""Targets of fuzzing: what turns bytes into calls or models, and what is promised of these."""

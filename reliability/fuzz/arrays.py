@@ -75,7 +75,7 @@ def laid_out(choices: Choices, array: Any, layouts: Any = LAYOUTS) -> Any:
 
 
 def memory(array: Any) -> Any:
-    """All bytes of the memory that the array is in, or of the array where that is not an array's."""
+    """The array whose memory this one is in; itself where that is no array's."""
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base

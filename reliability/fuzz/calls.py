@@ -37,7 +37,8 @@ class Call(NamedTuple):
 
     def errors(self) -> tuple[type[BaseException], ...]:
         """Those that hostile arguments raise."""
-        return tuple(value.error for value in self.values() if isinstance(value, Raising))
+        given = [v.value if isinstance(v, Meddling) else v for v in self.values()]
+        return tuple(value.error for value in given if isinstance(value, Raising))
 
     def meddles(self) -> bool:
         """Whether an argument changes others."""
@@ -103,9 +104,7 @@ def of_ufunc(choices: Choices) -> Call:
             keywords.setdefault("out", np.ones(shape))
             keywords["where"] = choices.one((np.ones(3, bool), 1, None, "yes", np.ones(shape)))
         else:
-            out = nearly(choices, given["log_p"])
-            # An array of objects would be given objects to keep: nothing of this project's.
-            keywords["out"] = None if getattr(out, "dtype", object) == object else out
+            keywords["out"] = nearly(choices, given["log_p"])
     if keywords.get("out") is None:
         keywords.pop("where", None)  # numpy leaves what is not computed as it finds it
     return Call(name, getattr(gce, name), tuple(given.values()), keywords, (), is_valid)

@@ -38,7 +38,7 @@ class Choices:
         return of[self.below(len(of))]
 
     def chance(self, share: float) -> bool:
-        """Whether something happens that is in so many of 1 cases; never where no bytes are left."""
+        """Whether a thing happens that does in this share of cases; never without bytes left."""
         return self.byte() >= 256 - round(256 * share)
 
     def rng(self) -> np.random.Generator:

@@ -12,7 +12,6 @@ import sys
 import warnings
 from typing import Any
 
-import atheris
 import numpy as np
 import onnxruntime
 from op_models import bits, numpy_op, session_options
@@ -88,6 +87,8 @@ def check_results(case: Case, results: list[Any], tally: Tally) -> None:
 
 def main() -> None:
     """Never returns."""
+    import atheris
+
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     tally = Tally(sys.argv[1], COUNTS)
