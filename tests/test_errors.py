@@ -193,7 +193,9 @@ def test_integers_beyond_64_bits(name, value):
         gce.loss(**arguments() | {name: value})
 
 
-@pytest.mark.parametrize("value", ["x", 1j, [1.0], np.array([1.0, 2.0]), {}], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["x", 1j, [1.0], np.array([1.0, 2.0]), np.array(b"x"), {}], ids=repr
+)
 def test_a_normalizer_that_is_no_number(value):
     with pytest.raises(TypeError, match=r"^normalizer has type \w+(\.\w+)?, expected"):
         gce.loss(**arguments() | {"normalizer": value})

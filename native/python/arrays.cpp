@@ -139,8 +139,10 @@ double number_of(const char* name, PyObject* object) {
     if (is_negative < 0) throw PythonError();
     return is_negative == 1 ? -HUGE_VAL : HUGE_VAL;
   }
-  // An error of the object's own __float__ stays what it is: it may be a KeyboardInterrupt.
-  if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw PythonError();
+  // Any other error of the object's own __float__ stays what it is: it may be a KeyboardInterrupt.
+  const bool is_no_number =
+      PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError);
+  if (!is_no_number) throw PythonError();
   PyErr_Format(PyExc_TypeError, "%s has type %s, expected float", name, Py_TYPE(object)->tp_name);
   throw PythonError();
 }

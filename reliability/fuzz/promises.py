@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -70,9 +71,8 @@ def check_error(call: Call, error: BaseException) -> None:
         raise BrokenPromiseError(f"{call.name} refused valid arguments: {error!r}") from error
     if isinstance(error, MemoryError) or call.meddles() or not call.parameters:
         return  # numpy's own words, or the argument's
-    text = str(error)
-    known = (*call.parameters, f"{call.name}()", "keyword")
-    if not any(name in text for name in known):
+    names = "|".join(call.parameters)
+    if not re.search(rf"^({names})\b|'({names})'|^{call.name}\(\)", str(error)):
         raise BrokenPromiseError(f"{error!r} names no argument of {call.name}") from error
 
 
