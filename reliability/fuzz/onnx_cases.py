@@ -65,7 +65,7 @@ def case_of(data: bytes) -> Case:
     if not changes and choices.chance(0.1):
         # Not what the model says.
         name = choices.one(tuple(arrays))
-        arrays[name] = arrays[name].astype(choices.one(("f4", "f8", "i8", "i4", "?", "S3")))
+        arrays[name] = arrays[name].astype(choices.one(("f4", "f8", "i8", "i4", "?")))
         changes = 1
     serialized = model.SerializeToString()
     if choices.chance(0.03):
