@@ -287,6 +287,17 @@ def test_classes_without_weight_need_no_stats_of_label_smoothing():
     assert shards.loss_and_grad(**given)[0] == 0.0
 
 
+# What is wrong without care is undefined behaviour: `make sanitize` tells.
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_statistics_of_unaligned_logits(dtype):
+    logits = np.random.default_rng(5).normal(size=(3, 7)).astype(dtype)
+    unaligned = np.empty(logits.nbytes + 1, np.uint8)[1:].view(dtype).reshape(logits.shape)
+    unaligned[...] = logits
+    given = {"targets": [0, 3, 6], "num_classes": 7}
+    expected = shards.partial_stats(logits, **given)
+    assert shards.partial_stats(unaligned, **given).tobytes() == expected.tobytes()
+
+
 def test_errors_of_merge():
     stats = usual()["stats"]
     for parts in ([], [stats, stats[:2]], [np.zeros(9)], [np.float64(1.0)]):
