@@ -118,8 +118,10 @@ kills: $(RELIABILITY_NEEDS)
 
 # Each target for so long, from its kept corpus. One finding ends its target's run, and make.
 FUZZ_SECONDS ?= 600
-fuzz: $(VENV)/.test $(VENV)/.native
+fuzz: $(VENV)/.test $(VENV)/.fuzz $(VENV)/.native
 	$(BIN)/python -m reliability fuzz_c_abi --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+	$(BIN)/python -m reliability fuzz_python --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+	$(BIN)/python -m reliability fuzz_onnx --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 build: $(VENV)/.native
 
