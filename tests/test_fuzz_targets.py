@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from reliability.fuzz import promises
 from reliability.fuzz.calls import Call, call_of
 from reliability.fuzz.choices import Choices
 from reliability.fuzz.tally import Tally
+from support import require
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # numpy's, of conversions
 
@@ -136,3 +140,48 @@ OF_THE_OPERATOR = REPORT + "    #1 0x7f in run (/x/gce/onnx/libgce_ort.so+0x7)\n
 )
 def test_whose_a_crash_is(said, ours):
     assert fuzz_onnx.is_ours(said) == ours
+
+
+NAMES_OF_MODULES = ("onnx_cases", "onnx_models")
+
+
+@pytest.fixture
+def onnx_targets(monkeypatch):
+    """The modules of models, which take what they share with the operator's tests from there."""
+    for name in ("onnx", "onnxruntime"):
+        require(importlib.util.find_spec(name), f"needs {name}")
+    monkeypatch.syspath_prepend(Path(__file__).parent / "onnx_ops")
+    return [importlib.import_module(f"reliability.fuzz.{name}") for name in NAMES_OF_MODULES]
+
+
+def test_no_bytes_are_a_valid_model(onnx_targets, tmp_path):
+    cases, models = onnx_targets
+    tally = Tally(tmp_path / "counts", models.COUNTS)
+    models.check(cases.case_of(b""), tally)
+    assert tally.figures() == {
+        **dict.fromkeys(models.COUNTS, 0),
+        **dict.fromkeys(("models", "runs", "as gce.loss_and_grad"), 1),
+    }
+    assert fuzz_onnx.COUNTS == models.COUNTS
+
+
+def test_valid_models_are_held_against_numpys_face(onnx_targets, tmp_path):
+    cases, models = onnx_targets
+    tally = Tally(tmp_path / "counts", models.COUNTS)
+    made = [cases.case_of(data) for data in inputs(120)]
+    valid = [case for case in made if case.is_model_valid]
+    assert 40 < len(valid) < 90
+    for case in valid:
+        models.check(case, tally)
+    figures = tally.figures()
+    assert figures["refused models"] == 0 and figures["runs"] == len(valid)
+    # Inputs of some are wrong.
+    assert figures["as gce.loss_and_grad"] > 25 and figures["refused runs"] > 3
+
+
+def test_wrong_results_of_a_model_are_found(onnx_targets, tmp_path):
+    cases, models = onnx_targets
+    case = cases.case_of(b"")
+    wrong = case._replace(arrays={**case.arrays, "scores": case.arrays["scores"] + 1e-3})
+    with pytest.raises(promises.BrokenPromiseError, match="expected"):
+        models.check(wrong, Tally(tmp_path / "counts", models.COUNTS))
