@@ -75,6 +75,12 @@ def tally(target: libfuzzer.Target, names: Sequence[str]) -> Figures:
     return Tally(counts_of(target), names).figures()
 
 
+def keep(target: libfuzzer.Target) -> int:
+    """Keep what is new, after the tally is read, as this runs all of it; the files there are."""
+    libfuzzer.keep(target)
+    return len(list(target.corpus.iterdir()))
+
+
 def replay(target: libfuzzer.Target, path: Path) -> NoReturn:
     """Show what comes of one input, and record nothing."""
     begin(target)

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> Figures:
         (ours if is_ours(said) else theirs).extend(one["findings"])
     total["models"] = atheris_target.tally(target, COUNTS)
     if options.keep and not ours:
-        libfuzzer.keep(target)
+        total["corpus"] = atheris_target.keep(target)
     return {**total, "findings": ours, "crashes of the runtime": theirs, "failures": len(ours)}
 
 

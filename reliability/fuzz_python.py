@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> Figures:
     figures = libfuzzer.fuzz(target, argparse.Namespace(seconds=options.seconds, keep=False))
     figures["calls"] = atheris_target.tally(target, OUTCOMES)
     if options.keep and not figures["findings"]:
-        libfuzzer.keep(target)
+        figures["corpus"] = atheris_target.keep(target)
     return {**figures, "failures": len(figures["findings"])}
 
 

@@ -129,7 +129,7 @@ def keep(target: Target) -> None:
         # Of edges alone: an input for each number of times that one is taken would be many.
         flags = [*target.flags, "-set_cover_merge=1", "-use_counters=0"]
         code, said = call(target, [*target.command, *flags, *folders])
-        if code:
+        if code or not any(merged.iterdir()):
             raise SystemExit(said)
         shutil.rmtree(target.corpus)
         shutil.copytree(merged, target.corpus)

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 from op_models import bits, numpy_op, session_options
 
+from reliability.fuzz import engine
 from reliability.fuzz.onnx_cases import Case, case_of
 from reliability.fuzz.promises import BrokenPromiseError
 from reliability.fuzz.tally import Tally
@@ -87,13 +88,10 @@ def check_results(case: Case, results: list[Any], tally: Tally) -> None:
 
 def main() -> None:
     """Never returns."""
-    import atheris
-
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     tally = Tally(sys.argv[1], COUNTS)
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: check(case_of(data), tally))
-    atheris.Fuzz()
+    engine.fuzz(lambda data: check(case_of(data), tally))
 
 
 if __name__ == "__main__":

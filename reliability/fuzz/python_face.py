@@ -19,6 +19,7 @@ with atheris.instrument_imports(include=["gce.shards", "gce.schedules", "gce.pre
 
 import numpy as np
 
+from reliability.fuzz import engine
 from reliability.fuzz.calls import call_of
 from reliability.fuzz.promises import OUTCOMES, check
 from reliability.fuzz.tally import Tally
@@ -29,12 +30,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of numpy's conversions
     np.seterr(all="ignore")
     tally = Tally(sys.argv[1], OUTCOMES)
-
-    def one_input(data: bytes) -> None:
-        tally.count(check(call_of(data)))
-
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], one_input)
-    atheris.Fuzz()
+    engine.fuzz(lambda data: tally.count(check(call_of(data))))
 
 
 if __name__ == "__main__":
