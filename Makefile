@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize accuracy soak kills reliability build generated tidy format dist wheels constraints artifacts bare clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize fuzz accuracy soak kills reliability build generated tidy format dist wheels constraints artifacts bare clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -32,6 +32,7 @@ help:
 	@echo 'make soak    mixed calls and training, results and memory checked: an hour (SOAK_MINUTES=1)'
 	@echo 'make kills   trainings killed at random moments: minutes (KILLS=10)'
 	@echo 'make reliability  the table of RELIABILITY.md, from the last records of such checks'
+	@echo 'make fuzz    each fuzzer for FUZZ_SECONDS=$(FUZZ_SECONDS), from its kept corpus (FUZZ_ARGS="--keep")'
 	@echo 'make format  rewrite files as the formatters want them'
 	@echo 'make build   compile what changed, in place'
 	@echo 'make generated  rewrite what follows from gce.h and the table of options'
@@ -117,6 +118,13 @@ soak: $(RELIABILITY_NEEDS)
 kills: $(RELIABILITY_NEEDS)
 	$(BIN)/python -m reliability kills --kills $(KILLS) $(TRAINING_PYTHON) $(RELIABILITY_ARGS)
 
+# Each target for so long, from its kept corpus. One finding ends its target's run, and make.
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/.test $(VENV)/.fuzz $(VENV)/.native
+	$(BIN)/python -m reliability fuzz_c_abi --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+	$(BIN)/python -m reliability fuzz_python --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+	$(BIN)/python -m reliability fuzz_onnx --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
 build: $(VENV)/.native
 
 # The second needs a build with what the first wrote.
@@ -176,7 +184,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.native
 	$(PIP) install --no-build-isolation --editable '.[demo]' 'onnxruntime>=1.23'
 	@touch $@
 
-$(VENV)/.test $(VENV)/.dev $(VENV)/.wheels $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/.demo
+$(VENV)/.test $(VENV)/.dev $(VENV)/.wheels $(VENV)/.bench $(VENV)/.fuzz: $(VENV)/.%: pyproject.toml | $(VENV)/.demo
 	$(PIP) install --group $*
 	@touch $@
 
@@ -197,7 +205,7 @@ $(VENV)-ort-training/.ready: pyproject.toml | $(VENV)/.pip
 
 # --- checks -------------------------------------------------------------------------------------
 
-CPP := $(shell find native onnx_ops xla_ffi tests -name '*.h' -o -name '*.cpp' -o -name '*.c')
+CPP := $(shell find native onnx_ops xla_ffi tests reliability -name '*.h' -o -name '*.cpp' -o -name '*.c')
 
 # Tests pass wrong arguments on purpose, and keep options of all types in dicts.
 LOOSE := --config-file= --ignore-missing-imports --check-untyped-defs \

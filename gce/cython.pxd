@@ -140,7 +140,7 @@ cdef gce_status gce_binary_run(const gce_binary_problem* problem) noexcept nogil
 cdef gce_status gce_reduction_from_name(const char* name, gce_reduction* reduction) noexcept nogil
 cdef gce_status gce_value_from_name(const char* name, gce_value* value) noexcept nogil
 cdef const char* gce_last_error() noexcept nogil
-cdef gce_status gce_pointwise(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args, const int64_t* strides, int64_t* out_of_range) noexcept nogil
+cdef gce_status gce_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args, const int64_t* strides, int64_t* out_of_range) noexcept nogil
 cdef gce_status gce_isa_in_use(const char** name) noexcept nogil
 cdef const char* gce_isa_name(int32_t i, int32_t* supported) noexcept nogil
 cdef gce_status gce_isa_select(const char* name) noexcept nogil

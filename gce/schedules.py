@@ -311,7 +311,10 @@ def _number(name: str, value: object) -> float:
     # numbers.Real has the scalars of Python and numpy; bool is one too, and always a mistake here.
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} = {value!r}, expected a real number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} is larger than any float, expected a number in range") from error
 
 
 def _probability(name: str, value: object) -> float:
@@ -326,7 +329,12 @@ def _count(name: str, value: object, *, least: int) -> int:
     """Return value as an int of at least `least`, or raise."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} = {value!r}, expected an integer")
-    count = operator.index(value)
+    try:
+        count = operator.index(value)
+    except TypeError as error:  # such as an array's
+        raise TypeError(f"{name} = {value!r}, expected an integer") from error
+    if count.bit_length() > 63:  # also those that float() and str() refuse
+        raise ValueError(f"{name} has {count.bit_length()} bits, expected a 64-bit integer")
     if count < least:
         raise ValueError(f"{name} = {count}, expected an integer of at least {least}")
     return count

@@ -51,6 +51,8 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
 
     Raises
     ------
+    TypeError
+        A part that is no array of numbers.
     ValueError
         No parts, parts of other or unequal shapes, or slices that do not follow each other.
 
@@ -78,7 +80,7 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     >>> print(loss.round(4), grad.round(4))
     1.4402 [[ 0.0321 -0.7631]]
     """
-    arrays = [np.asarray(part, np.float64) for part in parts]
+    arrays = [_doubles(f"parts[{i}]", part) for i, part in enumerate(parts)]
     shapes = {array.shape for array in arrays}
     if len(shapes) != 1 or not next(iter(shapes)) or arrays[0].shape[-1] != len(FIELDS):
         found = ", ".join(map(str, sorted(shapes))) or "none"
@@ -123,6 +125,15 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     return np.stack([merged[name] for name in FIELDS], axis=-1)
 
 
+def _doubles(name: str, part: ArrayLike) -> Doubles:
+    """Return an array of float64, or say which part is none."""
+    try:
+        return np.asarray(part, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} is no array of float64: {error}") from error
+
+
 def _exponent_between(shift: Doubles, to: Doubles, references: Doubles) -> Doubles:
     """Return ``(shift - to) log2(e) + references``, by the log2(e) that the core takes.
 
@@ -144,10 +155,10 @@ def _check_order(begins: Doubles, ends: Doubles) -> None:
     wrong = np.argwhere(begins[1:] != ends[:-1])
     if len(wrong):
         i, *row = map(int, wrong[0])
-        found, expected = int(begins[(i + 1, *row)]), int(ends[(i, *row)])
+        found, expected = begins[(i + 1, *row)], ends[(i, *row)]
         raise ValueError(
-            f"parts[{i + 1}] begins with class {found}, expected {expected}, where parts[{i}] "
-            "ends: each slice once, in the order of the classes"
+            f"parts[{i + 1}] begins with class {found:.16g}, expected {expected:.16g}, where "
+            f"parts[{i}] ends: each slice once, in the order of the classes"
         )
 
 

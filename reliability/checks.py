@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from reliability import accuracy, allocations, artifacts, bare, kills, sanitize, soak
+from reliability import (
+    accuracy,
+    allocations,
+    artifacts,
+    bare,
+    fuzz_c_abi,
+    fuzz_onnx,
+    fuzz_python,
+    kills,
+    sanitize,
+    soak,
+)
 from reliability.record import Figures
 
 
@@ -25,5 +36,16 @@ CHECKS = {
     module.__name__.rpartition(".")[2]: Check(
         module.__doc__ or "", module.add_arguments, module.run, module.rows
     )
-    for module in (accuracy, allocations, sanitize, soak, kills, artifacts, bare)
+    for module in (
+        accuracy,
+        allocations,
+        fuzz_c_abi,
+        fuzz_python,
+        fuzz_onnx,
+        sanitize,
+        soak,
+        kills,
+        artifacts,
+        bare,
+    )
 }

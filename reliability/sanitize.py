@@ -67,10 +67,10 @@ VARIANTS = {
 }
 
 
-def build(name: str) -> Path:
-    """The folder of the package that `name` builds."""
+def build(name: str, sanitizers: str, compiler: dict[str, str] | None = None) -> Path:
+    """The folder of the package that is built with these; the compiler's variables may be given."""
     base = ROOT / "build" / "sanitize" / name
-    environment = {**os.environ, "GCE_SANITIZE": VARIANTS[name].sanitizers}
+    environment = {**os.environ, **(compiler or {}), "GCE_SANITIZE": sanitizers}
     package = base / "lib"
     command = ["setup.py", "-q", "build", "--build-base", str(base), "--build-lib", str(package)]
     subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True)
@@ -90,7 +90,7 @@ def runtime(library: str) -> str:
 def run_tests(name: str, tests: Sequence[str], python: str = sys.executable) -> Figures:
     """What pytest and the sanitizer said of the build of `name`."""
     variant = VARIANTS[name]
-    package = build(name)
+    package = build(name, variant.sanitizers)
     reports = package.parent / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()

@@ -22,17 +22,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,27 +38,13 @@ import pytest
 import gce
 from gce import _native, shards
 from runner import DTYPES, Runner
-from support import require
+from support import require, tool
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE_TESTS = ROOT / "tests" / "native"
-STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic")
-C11 = ("-xc", "-std=c11", *STRICT)
 
 
 # --- what there is ------------------------------------------------------------------------------
-
-
-@functools.cache
-def setup_script() -> Any:
-    """setup.py as a module: the one table of ISAs and their flags."""
-    # It imports setuptools, which an installed package does not need: only its tests do.
-    require(importlib.util.find_spec("setuptools"), "setuptools is not installed")
-    spec = importlib.util.spec_from_file_location("gce_setup", ROOT / "setup.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 EMULATED_MACHINE = "aarch64"
@@ -144,89 +126,26 @@ class InProcess:
 
 # --- compiling the core into a program ----------------------------------------------------------
 
+PROGRAMS = tool("programs")
+STRICT, C11 = PROGRAMS.STRICT, PROGRAMS.C11
 
-def build_program(
-    name: str,
-    *,
-    main: Path,
-    compiler: str = "g++",
-    machine: str | None = None,
-    isas: Collection[str] | None = None,
-    flags: Sequence[str] = (),
-    link_flags: Sequence[str] = (),
-) -> Path:
-    """Path of a program: `main`, and the core for `machine` with setup.py's flags and then `flags`.
 
-    With `isas`, of these ISAs alone. A `main` in C may not have a warning. Programs are kept in
-    build/ under a name that tells their contents, so that only a change compiles anything.
-    """
+@functools.cache
+def setup_script() -> Any:
+    """setup.py as a module: the one table of ISAs and their flags."""
+    # It imports setuptools, which an installed package does not need: only its tests do.
+    require(importlib.util.find_spec("setuptools"), "setuptools is not installed")
+    return PROGRAMS.setup_script()
+
+
+def build_program(name: str, *, main: Path, compiler: str = "g++", **options: Any) -> Path:
+    """`build_program` of native/tools/programs.py, of one source beside the core."""
     require(shutil.which(compiler), f"{compiler} is not installed")
-    units = _units(machine or platform.machine(), isas)
-    units.append(units[0]._replace(source=str(main.relative_to(ROOT))))
-    program = _cache_folder() / f"{name}-{_digest(compiler, units, flags, link_flags)}"
-    if program.exists():
-        return program
-
-    def compile_unit(number: int) -> str:
-        unit, path = units[number], f"{scratch}/{number}.o"
-        of_unit = unit.flags
-        if unit.source.endswith(".c"):
-            of_unit = (*(flag for flag in of_unit if not flag.startswith("-std=")), *C11)
-        _call([compiler, *of_unit, *flags, "-c", unit.source, "-o", path])
-        return path
-
-    with tempfile.TemporaryDirectory() as scratch:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_unit, range(len(units))))
-        linked = f"{scratch}/{name}"
-        _call([compiler, *objects, "-pthread", *flags, *link_flags, "-o", linked])
-        # Another test run may be at the same: whoever is last replaces the same with the same.
-        beside = f"{program}.{os.getpid()}"
-        shutil.move(linked, beside)
-        os.replace(beside, program)
-    return program
-
-
-def _units(machine: str, isas: Collection[str] | None) -> list[Any]:
-    """setup.py's units of the core, without those of other ISAs than `isas`."""
-    units = list(setup_script().core_units(machine))
-    left_out = {isa.name for isa in setup_script().isas_for(machine)} - set(isas or ())
-    if isas is None or not left_out:
-        return units
-    sources = {f"native/core/isa/{name}.cpp" for name in left_out}
-    macros = {f"-DGCE_HAVE_{name.upper()}=1" for name in left_out}
-    return [
-        unit._replace(flags=tuple(flag for flag in unit.flags if flag not in macros))
-        for unit in units
-        if unit.source not in sources
-    ]
-
-
-def _cache_folder() -> Path:
-    """Folder of compiled programs, rid of those that nobody has used for a week."""
-    folder = ROOT / "build" / "tests"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_atime > 7 * 86400:
-                path.unlink()
-    return folder
-
-
-def _digest(compiler: str, units: Sequence[Any], *flags: Sequence[str]) -> str:
-    """Hash of all that a program is made from."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    said = hashlib.sha256(version + repr((units, flags)).encode())
-    headers = [*(ROOT / "native/include").rglob("*.h"), *(ROOT / "native/core").rglob("*.h")]
-    for path in (*sorted(headers), *(ROOT / unit.source for unit in units)):
-        said.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return said.hexdigest()[:20]
-
-
-def _call(command: Sequence[str]) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.fail(f"{' '.join(command)}\n{done.stderr}", pytrace=False)
+    setup_script()
+    try:
+        return PROGRAMS.build_program(name, sources=[main], compiler=compiler, **options)
+    except PROGRAMS.CompileError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 # --- the core in another process ----------------------------------------------------------------

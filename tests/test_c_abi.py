@@ -72,3 +72,16 @@ def test_memory_that_cannot_be_allocated():
     main = NATIVE_TESTS / "out_of_memory.c"
     done = run([build_program("out-of-memory", main=main, isas=["baseline"], flags=["-O1"])])
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("build", ["plain", "address"])
+def test_program_that_gets_everything_wrong(build):
+    program = build_program(
+        f"hostile-{build}",
+        main=NATIVE_TESTS / "hostile.c",
+        isas=["baseline"],
+        flags=["-O1", *BUILDS[build]],
+    )
+    # What no machine has is asked for, too.
+    done = run([program], env={"ASAN_OPTIONS": "allocator_may_return_null=1"})
+    assert done.returncode == 0, done.stdout + done.stderr

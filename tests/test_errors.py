@@ -146,7 +146,10 @@ class Faulty:
 
 @pytest.mark.parametrize(
     "name",
-    ["logits", "targets", "gamma", "threshold", "weight", "sample_weight", "grad_output", "value"],
+    [
+        *("logits", "targets", "gamma", "threshold", "weight", "sample_weight", "grad_output"),
+        *("value", "normalizer", "label_smoothing", "z_loss", "softcap"),
+    ],
 )
 def test_an_objects_own_error_is_passed_on(name):
     with pytest.raises(ZeroDivisionError, match="of its own"):
@@ -160,7 +163,39 @@ def test_integers_beyond_float64(name, value):
         gce.loss(**arguments() | {name: value})
 
 
-@pytest.mark.parametrize("value", ["x", 1j, [1.0], np.array([1.0, 2.0]), {}], ids=repr)
+@pytest.mark.parametrize("name", ["reduction", "value"])
+@pytest.mark.parametrize("value", [7, 10**5000], ids=["7", "5000"])
+def test_a_word_that_is_an_integer(name, value):
+    with pytest.raises(ValueError, match=f"^{name} = .*, expected"):
+        gce.loss(**arguments() | {name: value})
+
+
+class TooLarge:
+    """A number beyond float64, and not even to be compared."""
+
+    def __float__(self) -> float:
+        raise OverflowError("too large")
+
+    def __lt__(self, other: object) -> bool:
+        raise ZeroDivisionError("of its own")
+
+
+def test_a_number_that_is_too_large_and_cannot_be_compared():
+    with pytest.raises(ZeroDivisionError, match="of its own"):
+        gce.loss(**arguments() | {"normalizer": TooLarge()})
+
+
+# Python itself refuses to print the last of them.
+@pytest.mark.parametrize("name", ["axis", "shift", "ignore_index", "num_threads"])
+@pytest.mark.parametrize("value", [2**63, -(10**30), 10**5000], ids=["63", "negative", "5000"])
+def test_integers_beyond_64_bits(name, value):
+    with pytest.raises(ValueError, match=f"^{name} = .*, expected a 64-bit integer$"):
+        gce.loss(**arguments() | {name: value})
+
+
+@pytest.mark.parametrize(
+    "value", ["x", 1j, [1.0], np.array([1.0, 2.0]), np.array(b"x"), {}], ids=repr
+)
 def test_a_normalizer_that_is_no_number(value):
     with pytest.raises(TypeError, match=r"^normalizer has type \w+(\.\w+)?, expected"):
         gce.loss(**arguments() | {"normalizer": value})

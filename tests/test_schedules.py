@@ -128,6 +128,7 @@ def test_takes_the_integers_and_floats_of_numpy(schedule):
         ("3", TypeError, r"step = '3', expected a real number"),
         (None, TypeError, r"step = None, expected"),
         (True, TypeError, r"step = True, expected"),
+        (10**400, ValueError, r"step is larger than any float, expected"),
     ],
 )
 def test_bad_step(schedule, step, error, message):
@@ -143,6 +144,9 @@ def test_bad_step(schedule, step, error, message):
         ((-3,), {}, ValueError, r"total_steps = -3, expected"),
         ((2.5,), {}, TypeError, r"total_steps = 2\.5, expected an integer"),
         ((True,), {}, TypeError, r"total_steps = True, expected an integer"),
+        ((10**5000,), {}, ValueError, r"total_steps has 16610 bits, expected a 64-bit integer"),
+        ((np.array([1]),), {}, TypeError, r"total_steps = array\(\[1\]\), expected an integer"),
+        ((9,), {"end": 10**400}, ValueError, r"end is larger than any float, expected"),
         ((9,), {"warmup_steps": -1}, ValueError, r"warmup_steps = -1, expected .* at least 0"),
         ((9,), {"warmup_steps": 9}, ValueError, r"warmup_steps = 9, .* total_steps = 9"),
         ((9,), {"warmup_steps": 1.0}, TypeError, r"warmup_steps = 1\.0, expected an integer"),

@@ -287,11 +287,48 @@ def test_classes_without_weight_need_no_stats_of_label_smoothing():
     assert shards.loss_and_grad(**given)[0] == 0.0
 
 
+# What is wrong without care is undefined behaviour: `make sanitize` tells.
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_statistics_of_unaligned_logits(dtype):
+    logits = np.random.default_rng(5).normal(size=(3, 7)).astype(dtype)
+    unaligned = np.empty(logits.nbytes + 1, np.uint8)[1:].view(dtype).reshape(logits.shape)
+    unaligned[...] = logits
+    given = {"targets": [0, 3, 6], "num_classes": 7}
+    expected = shards.partial_stats(logits, **given)
+    assert shards.partial_stats(unaligned, **given).tobytes() == expected.tobytes()
+
+
 def test_errors_of_merge():
     stats = usual()["stats"]
     for parts in ([], [stats, stats[:2]], [np.zeros(9)], [np.float64(1.0)]):
         with pytest.raises(ValueError, match=r"parts have shapes .*, expected of all that of"):
             shards.merge(parts)
+
+
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        ("mean", ValueError),
+        ([[1.0], [2.0, 3.0]], ValueError),
+        ([10**400], ValueError),
+        (object(), TypeError),
+        ([None, {}], TypeError),
+    ],
+    ids=str,
+)
+def test_merge_says_which_part_is_no_array(part, error):
+    with pytest.raises(error, match=r"^parts\[1\] is no array of float64: "):
+        shards.merge([usual()["stats"], part])
+
+
+@pytest.mark.parametrize("field", ["first_class", "classes"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_merge_of_parts_whose_classes_are_no_numbers(field, bad):
+    stats = usual()["stats"]
+    broken = stats.copy()
+    broken[..., shards.FIELDS.index(field)] = bad
+    with pytest.raises(ValueError, match=r"^parts\[1\] begins with class .*, expected"):
+        shards.merge([broken, stats] if field == "classes" else [stats, broken])
 
 
 @pytest.mark.parametrize("shift", [0, 1, 9])

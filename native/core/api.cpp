@@ -60,16 +60,25 @@ gce_status guarded(Action action) noexcept {
   }
 }
 
-template <class Problem>
-gce_status create_plan(const Problem& problem, int32_t max_workers, gce_plan** plan) {
-  *plan = nullptr;
-  return guarded([&] { *plan = new gce_plan(problem, max_workers); });
+void require_pointer(const char* name, const void* pointer) {
+  if (pointer == nullptr) gce::fail(GCE_VALUE_ERROR, name, " is NULL, expected its address");
 }
 
 template <class Problem>
-gce_status run(const Problem& problem) {
+gce_status create_plan(const Problem* problem, int32_t max_workers, gce_plan** plan) {
   return guarded([&] {
-    gce::Plan plan(problem, 1);
+    require_pointer("plan", plan);
+    *plan = nullptr;
+    require_pointer("problem", problem);
+    *plan = new gce_plan(*problem, max_workers);
+  });
+}
+
+template <class Problem>
+gce_status run(const Problem* problem) {
+  return guarded([&] {
+    require_pointer("problem", problem);
+    gce::Plan plan(*problem, 1);
     plan.work(0);
     plan.finish();
   });
@@ -98,12 +107,12 @@ void gce_binary_problem_init(gce_binary_problem* problem) {
 }
 
 gce_status gce_plan_create(const gce_problem* problem, int32_t max_workers, gce_plan** plan) {
-  return create_plan(*problem, max_workers, plan);
+  return create_plan(problem, max_workers, plan);
 }
 
 gce_status gce_binary_plan_create(const gce_binary_problem* problem, int32_t max_workers,
                                   gce_plan** plan) {
-  return create_plan(*problem, max_workers, plan);
+  return create_plan(problem, max_workers, plan);
 }
 
 int32_t gce_plan_workers(const gce_plan* plan) { return plan->workers(); }
@@ -116,9 +125,9 @@ void gce_plan_finish(gce_plan* plan) {
   delete plan;
 }
 
-gce_status gce_run(const gce_problem* problem) { return run(*problem); }
+gce_status gce_run(const gce_problem* problem) { return run(problem); }
 
-gce_status gce_binary_run(const gce_binary_problem* problem) { return run(*problem); }
+gce_status gce_binary_run(const gce_binary_problem* problem) { return run(problem); }
 
 gce_status gce_reduction_from_name(const char* name, gce_reduction* reduction) {
   return guarded([&] { *reduction = gce::reduction_from_name(name); });
@@ -130,9 +139,13 @@ gce_status gce_value_from_name(const char* name, gce_value* value) {
 
 const char* gce_last_error(void) { return last_error.c_str(); }
 
-gce_status gce_pointwise(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
+gce_status gce_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args,
                          const int64_t* strides, int64_t* out_of_range) {
-  return guarded([&] { *out_of_range = gce::kernels().pointwise(op, dtype, n, args, strides); });
+  return guarded([&] {
+    gce::validate_pointwise(op, dtype, n);
+    *out_of_range = gce::kernels().pointwise(static_cast<gce_pointwise_op>(op),
+                                             static_cast<gce_dtype>(dtype), n, args, strides);
+  });
 }
 
 gce_status gce_limit(gce_limit_op op, float* to, const float* from, int64_t n, float* value) {

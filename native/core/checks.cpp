@@ -14,6 +14,22 @@ constexpr const char* kDtypeNames[] = {"float16", "bfloat16", "float32", "float6
                                        "int8",    "int16",    "int32",   "int64",
                                        "uint8",   "uint16",   "uint32",  "uint64"};
 
+// Two such spans have a sum that an int64 can hold.
+constexpr int64_t kMostBytes = int64_t{1} << 61;
+
+bool spans_too_much(const gce_array& a) {
+  int64_t span = 0;
+  for (int32_t d = 0; d < a.ndim; ++d) {
+    if (a.shape[d] <= 1) continue;
+    int64_t reach = 0;
+    if (__builtin_mul_overflow(a.strides[d], a.shape[d] - 1, &reach)) return true;
+    if (reach > kMostBytes || reach < -kMostBytes) return true;
+    span += reach < 0 ? -reach : reach;
+    if (span > kMostBytes) return true;
+  }
+  return false;
+}
+
 bool is_too_large(const gce_array& a) {
   int64_t size = 1;
   for (int32_t d = 0; d < a.ndim; ++d) {
@@ -51,6 +67,40 @@ std::string index_text(const gce_array& like, int64_t i, int64_t shift) {
     i /= like.shape[d];
   }
   return "[" + text + "]";
+}
+
+void require_sound(const char* name, const gce_array& a, int32_t fewest_axes) {
+  if (a.ndim < fewest_axes || a.ndim > GCE_MAX_NDIM) {
+    fail(GCE_VALUE_ERROR, name, " has ", a.ndim, " dimensions, expected ", fewest_axes, " to ",
+         GCE_MAX_NDIM);
+  }
+  if (a.ndim > 0 && (a.shape == nullptr || a.strides == nullptr)) {
+    fail(GCE_VALUE_ERROR, name, " has ", a.ndim, " dimensions and no ",
+         a.shape == nullptr ? "shape" : "strides", ", expected one number for each");
+  }
+  for (int32_t d = 0; d < a.ndim; ++d) {
+    if (a.shape[d] >= 0) continue;
+    fail(GCE_VALUE_ERROR, name, " has shape ", shape_text(a), ", expected no negative length");
+  }
+  if (spans_too_much(a)) {
+    fail(GCE_VALUE_ERROR, name, " has shape ", shape_text(a),
+         " and strides that span more than 2^61 bytes, expected elements that memory can hold");
+  }
+}
+
+void require_given(const char* name, const gce_array& a) {
+  if (is_given(a) || is_empty(a)) return;
+  fail(GCE_VALUE_ERROR, name, " is missing, expected an array of shape ", shape_text(a));
+}
+
+void require_enum(const char* name, const char* type, int32_t value, int32_t last) {
+  if (value >= 0 && value <= last) return;
+  fail(GCE_VALUE_ERROR, name, " = ", value, ", expected a ", type);
+}
+
+void require_reduction_and_value(int32_t reduction, int32_t value) {
+  require_enum("reduction", "gce_reduction", reduction, GCE_REDUCTION_SUM);
+  require_enum("value", "gce_value", value, GCE_VALUE_SURROGATE);
 }
 
 bool same_shape(const gce_array& a, const gce_array& b) {

@@ -21,6 +21,16 @@ std::string shape_text(const gce_array& a, int32_t without = -1);
 // index `shift`; nothing where the shape is ().
 std::string index_text(const gce_array& like, int64_t i, int64_t shift = 0);
 
+// That shape and strides can be worked with: comes before every other check of an array.
+void require_sound(const char* name, const gce_array& a, int32_t fewest_axes = 0);
+inline void require_sound_if_given(const char* name, const gce_array& a) {
+  if (is_given(a)) require_sound(name, a);
+}
+// Of an argument that the problem must have. Without elements there is nothing to be missing.
+void require_given(const char* name, const gce_array& a);
+void require_enum(const char* name, const char* type, int32_t value, int32_t last);
+void require_reduction_and_value(int32_t reduction, int32_t value);
+
 bool same_shape(const gce_array& a, const gce_array& b);
 void require_float(const char* name, const gce_array& a);
 // So that no size in bytes overflows, not even of an array with no rows.

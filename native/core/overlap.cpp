@@ -14,10 +14,6 @@ struct Extent {
   int64_t high;
 };
 
-bool is_empty(const gce_array& a) {
-  return std::any_of(a.shape, a.shape + a.ndim, [](int64_t n) { return n == 0; });
-}
-
 Extent extent_of(const gce_array& a) {
   const int64_t base = static_cast<int64_t>(reinterpret_cast<uintptr_t>(a.data));
   Extent extent = {base, base + size_of(a.dtype)};
@@ -87,6 +83,10 @@ class SumSearch {
 };
 
 }  // namespace
+
+bool is_empty(const gce_array& a) {
+  return std::any_of(a.shape, a.shape + a.ndim, [](int64_t n) { return n == 0; });
+}
 
 bool arrays_overlap(const gce_array& a, const gce_array& b) {
   if (a.data == nullptr || b.data == nullptr || is_empty(a) || is_empty(b)) return false;

@@ -6,6 +6,8 @@
 
 namespace gce {
 
+bool is_empty(const gce_array& a);
+
 // True if some element of a shares a byte with some element of b. If finding out takes too long
 // (contrived strides), true.
 bool arrays_overlap(const gce_array& a, const gce_array& b);

@@ -30,6 +30,9 @@ constexpr double kCostOfSplitting = 1.9;
 constexpr int64_t kFewestElements = 8192;
 constexpr int64_t kChunkElements = 4096;
 
+// More classes than any machine has memory for.
+constexpr int64_t kMostClasses = int64_t{1} << 48;
+
 // Scratch that a worker has on its stack: to allocate it takes a tenth of the time of 32 x 10.
 constexpr size_t kScratchOnStack = 16384;
 
@@ -38,6 +41,12 @@ std::unique_ptr<char, FreeDeleter> allocate_aligned(size_t bytes) {
   void* memory = std::aligned_alloc(kAlignment, whole);
   if (memory == nullptr) throw std::bad_alloc();
   return std::unique_ptr<char, FreeDeleter>(static_cast<char*>(memory));
+}
+
+// Along an axis; 0 of an absent array. Where nothing follows, that of neighbours: any number may stand there.
+int64_t stride_of(const gce_array& array, int32_t axis) {
+  if (array.data == nullptr) return 0;
+  return array.shape[axis] > 1 ? array.strides[axis] : size_of(array.dtype);
 }
 
 // Copies the strides of `array`, which has one element or one vector per row, over the outer axes that
@@ -120,6 +129,11 @@ Plan::Plan(const gce_problem& whole, int32_t max_workers) : kernels_(&kernels())
   const gce_problem& problem = shifted_ ? shifted_->problem() : whole;
   lay_out_axes(problem);
   set_divisor(problem, validate_elements(problem, rows_, *kernels_));
+  chunks_ = 0;
+  workers_ = 1;
+  if (rows_.rows == 0) return;
+  // Before a size in bytes overflows: broadcast logits need no memory, but a row's scratch does.
+  if (rows_.classes > kMostClasses) throw std::bad_alloc();
   if (needs_wide_rows(rows_)) {
     set_wide_weights();
   } else {
@@ -166,8 +180,8 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   rows_.shard = problem.shard;
   rows_.first_class = problem.shard == GCE_SHARD_NONE ? 0 : problem.first_class;
   rows_.all_classes = problem.shard == GCE_SHARD_NONE ? rows_.classes : problem.all_classes;
-  rows_.logits_class_stride = logits.strides[axis];
-  rows_.grad_class_stride = problem.grad.data != nullptr ? problem.grad.strides[axis] : 0;
+  rows_.logits_class_stride = stride_of(logits, axis);
+  rows_.grad_class_stride = stride_of(problem.grad, axis);
 
   rows_.rows = 1;
   rows_.ndim = 0;
@@ -188,13 +202,12 @@ void Plan::lay_out_axes(const gce_problem& problem) {
   place(kGrad, problem.grad, axis);
   rows_.targets_are_probabilities = are_probabilities(problem);
   place(kTargets, problem.targets, rows_.targets_are_probabilities ? axis : -1);
-  rows_.targets_class_stride = rows_.targets_are_probabilities ? problem.targets.strides[axis] : 0;
+  rows_.targets_class_stride =
+      rows_.targets_are_probabilities ? stride_of(problem.targets, axis) : 0;
   place(kShardStats, problem.shard_stats, -1);
-  rows_.shard_field_stride = problem.shard_stats.data != nullptr
-                                 ? problem.shard_stats.strides[problem.shard_stats.ndim - 1]
-                                 : 0;
+  rows_.shard_field_stride = stride_of(problem.shard_stats, problem.shard_stats.ndim - 1);
   place(kVector, problem.vector, axis);
-  rows_.vector_class_stride = problem.vector.data != nullptr ? problem.vector.strides[axis] : 0;
+  rows_.vector_class_stride = stride_of(problem.vector, axis);
   for (const RowOption& option : kRowOptions) place(option.id, problem.*option.array, -1);
   place(kLoss, loss_per_row ? problem.loss : none, -1);
   for (const RowOutput& output : kRowOutputs) place(output.id, problem.*output.array, -1);
@@ -205,7 +218,7 @@ void Plan::lay_out_axes(const gce_problem& problem) {
 
   rows_.weight = static_cast<const char*>(problem.weight.data);
   rows_.weight_dtype = problem.weight.dtype;
-  rows_.weight_stride = rows_.weight != nullptr ? problem.weight.strides[0] : 0;
+  rows_.weight_stride = stride_of(problem.weight, 0);
   rows_.z_loss = problem.z_loss;
   rows_.label_smoothing = problem.label_smoothing;
   rows_.softcap = problem.softcap;
@@ -277,7 +290,10 @@ void Plan::set_divisor(const Problem& problem, const RowWeights& weights) {
 }
 
 void Plan::set_label_smoothing(const gce_problem& problem) {
-  if (problem.label_smoothing == 0.0 || rows_.rows == 0) return;
+  if (problem.label_smoothing == 0.0) return;
+  const int32_t dtype = problem.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
+  const int64_t size = size_of(dtype);
+  class_weights_ = allocate_aligned(static_cast<size_t>(rows_.all_classes * size));
   double largest = 0.0;
   for (int64_t v = 0; v < rows_.all_classes; ++v) {
     largest = std::max(largest, std::abs(class_weight_of(rows_, v)));
@@ -285,9 +301,6 @@ void Plan::set_label_smoothing(const gce_problem& problem) {
   // So that weights which no float can hold count as they do without smoothing.
   rows_.smooth_scale =
       largest > 0.0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest)) : 1.0;
-  const int32_t dtype = problem.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
-  const int64_t size = size_of(dtype);
-  class_weights_ = allocate_aligned(static_cast<size_t>(rows_.all_classes * size));
   PairSum sum = {0.0, 0.0};
   for (int64_t v = 0; v < rows_.all_classes; ++v) {
     const double weight = class_weight_of(rows_, v) / rows_.smooth_scale;
@@ -299,7 +312,7 @@ void Plan::set_label_smoothing(const gce_problem& problem) {
 }
 
 void Plan::set_wide_weights() {
-  if ((rows_.weight == nullptr && rows_.label_smoothing == 0.0) || rows_.rows == 0) return;
+  if (rows_.weight == nullptr && rows_.label_smoothing == 0.0) return;
   constexpr int64_t kPadding = kAlignment / sizeof(double);  // whole vectors, whatever the ISA
   class_weights_ = allocate_aligned(static_cast<size_t>(rows_.classes + kPadding) * sizeof(double));
   double* weights = reinterpret_cast<double*>(class_weights_.get());
@@ -315,7 +328,11 @@ void Plan::set_wide_weights() {
 
 void Plan::allocate() {
   if (rows_.scratch_bytes > kScratchOnStack) {
-    scratch_ = allocate_aligned(rows_.scratch_bytes * static_cast<size_t>(workers_));
+    size_t bytes = 0;
+    if (__builtin_mul_overflow(rows_.scratch_bytes, static_cast<size_t>(workers_), &bytes)) {
+      throw std::bad_alloc();
+    }
+    scratch_ = allocate_aligned(bytes);
   }
   chunk_sums_.resize(static_cast<size_t>(chunks_));
   if (!splits_rows_) return;
@@ -332,6 +349,7 @@ void Plan::allocate() {
 }
 
 void Plan::work(int32_t worker) {
+  if (chunks_ == 0) return;
   alignas(kAlignment) char on_stack[kScratchOnStack];
   char* scratch =
       scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : on_stack;

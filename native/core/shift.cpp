@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "overlap.h"
 #include "row_options.h"
 #include "storage.h"
 #include "validate.h"
@@ -77,7 +78,7 @@ void ShiftedProblem::fill_rest() const {
   const int64_t length = whole_.logits.shape[axis_of_logits(whole_)];
   const int64_t left_out = std::min<int64_t>(whole_.shift, length);
   const auto fill_first = [&](const gce_array& array, int32_t value) {
-    if (array.data == nullptr || array.ndim == 0) return;
+    if (array.data == nullptr || array.ndim == 0 || is_empty(array)) return;
     fill(array, axis_of_rows(whole_), 0, left_out, value, static_cast<char*>(array.data));
   };
   fill_first(whole_.loss, 0);
@@ -86,7 +87,7 @@ void ShiftedProblem::fill_rest() const {
   for (const RowOutput& output : kRowOutputs) {
     fill_first(whole_.*output.array, output.id == kArgmax ? -1 : 0);
   }
-  if (whole_.grad.data != nullptr) {
+  if (whole_.grad.data != nullptr && !is_empty(whole_.grad)) {
     fill(whole_.grad, axis_of_logits(whole_), length - left_out, length, 0,
          static_cast<char*>(whole_.grad.data));
   }

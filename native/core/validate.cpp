@@ -16,9 +16,6 @@ namespace {
 void check_logits(const gce_problem& p) {
   const gce_array& logits = p.logits;
   require_float("logits", logits);
-  if (logits.ndim < 1 || logits.ndim > GCE_MAX_NDIM) {
-    fail(GCE_VALUE_ERROR, "logits has ", logits.ndim, " dimensions, expected 1 to ", GCE_MAX_NDIM);
-  }
   if (p.axis < -logits.ndim || p.axis >= logits.ndim) {
     fail(GCE_VALUE_ERROR, "axis = ", p.axis, ", expected ", -logits.ndim, " <= axis < ",
          logits.ndim, " for logits of shape ", shape_text(logits));
@@ -155,11 +152,25 @@ void check_options(const gce_problem& p, const gce_array& rows) {
   if (p.has_normalizer) require_normalizer(p.reduction, p.normalizer);
 }
 
-void require_apart_from_options(const char* out_name, const gce_array& out, const gce_problem& p) {
+// Every array, before anything else of it is looked at.
+void check_arrays(const gce_problem& p) {
+  require_sound("logits", p.logits, 1);
+  require_sound("targets", p.targets);
+  require_sound_if_given("weight", p.weight);
+  require_sound_if_given("vector", p.vector);
+  if (p.shard != GCE_SHARD_NONE) require_sound("stats", p.shard_stats);
+  for (const RowOption& option : kRowOptions) require_sound_if_given(option.name, p.*option.array);
+  require_sound_if_given("loss", p.loss);
+  require_sound_if_given("out", p.grad);
+  for (const RowOutput& output : kRowOutputs) require_sound_if_given(output.name, p.*output.array);
+  require_sound_if_given("gamma_grad", p.gamma_grad);
+}
+
+void require_apart_from_inputs(const char* out_name, const gce_array& out, const gce_problem& p) {
   require_apart(out_name, out, "targets", p.targets);
   require_apart(out_name, out, "weight", p.weight);
   require_apart(out_name, out, "vector", p.vector);
-  require_apart(out_name, out, "stats", p.shard_stats);
+  if (p.shard == GCE_SHARD_MERGED) require_apart(out_name, out, "stats", p.shard_stats);
   for (const RowOption& option : kRowOptions) {
     require_apart(out_name, out, option.name, p.*option.array);
   }
@@ -174,18 +185,21 @@ void check_shard_stats(const gce_problem& p, const gce_array& rows) {
     fail(GCE_VALUE_ERROR, "stats has shape ", shape_text(stats), ", expected that of targets, ",
          shape_text(rows), ", and ", static_cast<int>(GCE_SHARD_FIELDS), " more");
   }
+  require_given("stats", stats);
   if (p.shard == GCE_SHARD_PARTIAL) {
     require_output("stats", stats, GCE_FLOAT64, "");
     require_apart("stats", stats, "logits", p.logits);
-    require_apart("stats", stats, "targets", p.targets);
-    require_apart("stats", stats, "weight", p.weight);
+    require_apart_from_inputs("stats", stats, p);
   } else if (stats.dtype != GCE_FLOAT64) {
     fail(GCE_TYPE_ERROR, "stats has dtype ", name_of(stats.dtype), ", expected float64");
   }
 }
 
 void check_shard(const gce_problem& p, const gce_array& rows) {
-  if (p.shard == GCE_SHARD_NONE) return;
+  if (p.shard == GCE_SHARD_NONE) {
+    if (!is_given(p.shard_stats)) return;
+    fail(GCE_VALUE_ERROR, "stats is given, expected none where shard is none");
+  }
   if (p.shard != GCE_SHARD_PARTIAL && p.shard != GCE_SHARD_MERGED) {
     fail(GCE_VALUE_ERROR, "shard = ", p.shard, ", expected a gce_shard");
   }
@@ -216,17 +230,24 @@ void check_shard(const gce_problem& p, const gce_array& rows) {
   check_shard_stats(p, rows);
 }
 
+void require_apart_from_all(const char* out_name, const gce_array& out, const gce_problem& p) {
+  require_apart(out_name, out, "logits", p.logits);
+  require_apart_from_inputs(out_name, out, p);
+  require_apart(out_name, out, "loss", p.loss);
+  require_apart(out_name, out, "out", p.grad);
+}
+
 void check_grad(const gce_problem& p) {
   if (!is_given(p.grad)) return;
   require_grad(p.grad, p.logits);
-  require_apart_from_options("out", p.grad, p);
+  require_apart_from_inputs("out", p.grad, p);
 }
 
 void check_loss(const gce_problem& p, const gce_array& rows) {
   if (!is_given(p.loss)) return;
   require_loss(p.loss, p.reduction, p.logits, rows, said_of_rows(p));
   require_apart("loss", p.loss, "out", p.grad);
-  require_apart_from_options("loss", p.loss, p);
+  require_apart_from_inputs("loss", p.loss, p);
 }
 
 void check_outputs(const gce_problem& p, const gce_array& rows) {
@@ -236,6 +257,10 @@ void check_outputs(const gce_problem& p, const gce_array& rows) {
     const int32_t dtype = output.dtype == kLossDtype ? wide_dtype : output.dtype;
     if (!is_given(p.*output.array)) continue;
     require_row_output(output.name, p.*output.array, dtype, rows, said_of_rows(p));
+    require_apart_from_all(output.name, p.*output.array, p);
+    for (const RowOutput* other = kRowOutputs; other != &output; ++other) {
+      require_apart(output.name, p.*output.array, other->name, p.*other->array);
+    }
   }
   if (is_given(p.gamma_grad)) {
     if (!same_shape(p.gamma_grad, p.gamma)) {
@@ -243,6 +268,10 @@ void check_outputs(const gce_problem& p, const gce_array& rows) {
            shape_text(p.gamma), ", the shape of gamma");
     }
     require_output("gamma_grad", p.gamma_grad, GCE_FLOAT64, "");
+    require_apart_from_all("gamma_grad", p.gamma_grad, p);
+    for (const RowOutput& other : kRowOutputs) {
+      require_apart("gamma_grad", p.gamma_grad, other.name, p.*other.array);
+    }
   }
   check_grad(p);
 }
@@ -373,6 +402,10 @@ RowWeights sum_of_weights(const RowProblem& rows) {
   return {value_of(sum), any};
 }
 
+void require_name(const char* option, const char* name) {
+  if (name == nullptr) fail(GCE_VALUE_ERROR, option, " is NULL, expected a name");
+}
+
 }  // namespace
 
 int32_t class_axis(const gce_problem& problem) {
@@ -391,12 +424,24 @@ RowShape::RowShape(const gce_problem& problem) : array_(problem.targets) {
 }
 
 void validate_arguments(const gce_problem& problem) {
+  check_arrays(problem);
   check_logits(problem);
   check_targets(problem);
+  require_given("logits", problem.logits);
+  require_given("targets", problem.targets);
+  require_reduction_and_value(problem.reduction, problem.value);
   const RowShape rows(problem);
   check_options(problem, rows.array());
   check_shard(problem, rows.array());
   check_outputs(problem, rows.array());
+}
+
+void validate_pointwise(int32_t op, int32_t dtype, int64_t n) {
+  require_enum("op", "gce_pointwise_op", op, GCE_POINTWISE_GAMMA_GRAD);
+  if (dtype != GCE_FLOAT32 && dtype != GCE_FLOAT64) {
+    fail(GCE_TYPE_ERROR, "dtype = ", dtype, " (", name_of(dtype), "), expected float32 or float64");
+  }
+  if (n < 0) fail(GCE_VALUE_ERROR, "n = ", n, ", expected >= 0");
 }
 
 RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
@@ -421,6 +466,7 @@ RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,
 }
 
 gce_reduction reduction_from_name(const char* name) {
+  require_name("reduction", name);
   if (std::strcmp(name, "mean") == 0) return GCE_REDUCTION_MEAN;
   if (std::strcmp(name, "sum") == 0) return GCE_REDUCTION_SUM;
   if (std::strcmp(name, "none") == 0) return GCE_REDUCTION_NONE;
@@ -428,6 +474,7 @@ gce_reduction reduction_from_name(const char* name) {
 }
 
 gce_value value_from_name(const char* name) {
+  require_name("value", name);
   if (std::strcmp(name, "primitive") == 0) return GCE_VALUE_PRIMITIVE;
   if (std::strcmp(name, "surrogate") == 0) return GCE_VALUE_SURROGATE;
   fail(GCE_VALUE_ERROR, "value = \"", name, R"(", expected "primitive" or "surrogate")");

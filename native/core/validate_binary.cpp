@@ -6,12 +6,17 @@
 namespace gce {
 namespace {
 
+void check_arrays(const gce_binary_problem& p) {
+  require_sound("logits", p.logits);
+  require_sound("targets", p.targets);
+  for (const ElementOption& option : kElementOptions)
+    require_sound_if_given(option.name, p.*option.array);
+  require_sound_if_given("loss", p.loss);
+  require_sound_if_given("out", p.grad);
+}
+
 void check_logits(const gce_array& logits) {
   require_float("logits", logits);
-  if (logits.ndim > GCE_MAX_NDIM) {
-    fail(GCE_VALUE_ERROR, "logits has ", logits.ndim, " dimensions, expected at most ",
-         GCE_MAX_NDIM);
-  }
   require_few_elements(logits);
 }
 
@@ -80,8 +85,12 @@ void check_outputs(const gce_binary_problem& p) {
 }  // namespace
 
 void validate_arguments(const gce_binary_problem& problem) {
+  check_arrays(problem);
   check_logits(problem.logits);
   check_targets(problem);
+  require_given("logits", problem.logits);
+  require_given("targets", problem.targets);
+  require_reduction_and_value(problem.reduction, problem.value);
   check_options(problem);
   check_outputs(problem);
 }

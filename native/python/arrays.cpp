@@ -136,8 +136,14 @@ double number_of(const char* name, PyObject* object) {
   if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
     PyErr_Clear();
     const Ref zero(PyLong_FromLong(0));
-    return PyObject_RichCompareBool(object, zero.get(), Py_LT) == 1 ? -HUGE_VAL : HUGE_VAL;
+    const int is_negative = PyObject_RichCompareBool(object, zero.get(), Py_LT);
+    if (is_negative < 0) throw PythonError();
+    return is_negative == 1 ? -HUGE_VAL : HUGE_VAL;
   }
+  // Any other error of the object's own __float__ stays what it is: it may be a KeyboardInterrupt.
+  const bool is_no_number =
+      PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError);
+  if (!is_no_number) throw PythonError();
   PyErr_Format(PyExc_TypeError, "%s has type %s, expected float", name, Py_TYPE(object)->tp_name);
   throw PythonError();
 }

@@ -20,11 +20,16 @@ int64_t integer_of(const char* name, PyObject* object) {
   }
   int overflow = 0;
   const int64_t value = PyLong_AsLongLongAndOverflow(index.get(), &overflow);
-  if (overflow != 0) {
-    PyErr_Format(PyExc_ValueError, "%s = %S, expected a 64-bit integer", name, object);
-    throw PythonError();
+  if (overflow == 0) return value;
+  const Ref text(PyObject_Str(index.get()));
+  if (text.get() != nullptr) {
+    PyErr_Format(PyExc_ValueError, "%s = %S, expected a 64-bit integer", name, text.get());
+  } else {  // Python prints integers up to some thousand digits
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError, "%s = an integer of too many digits, expected a 64-bit integer",
+                 name);
   }
-  return value;
+  throw PythonError();
 }
 
 int small_integer_of(const char* name, PyObject* object) {
@@ -45,6 +50,10 @@ bool flag_of(const char* name, PyObject* object) {
 template <class Enum>
 int32_t name_of(PyObject* object, gce_status (*from_name)(const char*, Enum*)) {
   Ref text(PyObject_Str(object));
+  if (text.get() == nullptr && PyLong_CheckExact(object)) {  // of too many decimal digits
+    PyErr_Clear();
+    text = Ref(PyNumber_ToBase(object, 16));
+  }
   if (text.get() == nullptr) throw PythonError();
   Py_ssize_t size = 0;
   const char* name = PyUnicode_AsUTF8AndSize(text.get(), &size);

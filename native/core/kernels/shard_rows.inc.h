@@ -61,6 +61,12 @@ class ShardWorker {
     return gathered_;
   }
 
+  // From where it lies, aligned or not.
+  double logit_of(int64_t v) const {
+    const char* element = tile_.logits[0] + v * p_.logits_class_stride;
+    return static_cast<double>(to_scalar(read<Storage>(element)));
+  }
+
   char* field(const RowCursor& at, int i) const {
     return at.pointer(kShardStats) + i * p_.shard_field_stride;
   }
@@ -89,8 +95,7 @@ class ShardWorker {
     put(at, GCE_SHARD_REFERENCE, static_cast<double>(tile_.reference[0]));
     put(at, GCE_SHARD_SUM_HIGH, tile_.sum_high[0]);
     put(at, GCE_SHARD_SUM_LOW, tile_.sum_low[0]);
-    put(at, GCE_SHARD_TARGET_LOGIT,
-        has_target ? static_cast<double>(to_scalar(z[target])) : -__builtin_inf());
+    put(at, GCE_SHARD_TARGET_LOGIT, has_target ? logit_of(target) : -__builtin_inf());
     put(at, GCE_SHARD_ARGMAX, static_cast<double>(tile_.argmax[0] + p_.first_class));
     put(at, GCE_SHARD_SPREAD_HIGH, spread.high);
     put(at, GCE_SHARD_SPREAD_LOW, spread.low);

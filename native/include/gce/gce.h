@@ -93,8 +93,13 @@ typedef enum gce_shard_field {
   GCE_SHARD_FIELDS
 } gce_shard_field;
 
-/* A strided view of somebody else's memory. data == NULL means "absent". Strides count bytes, may be
- * negative or zero, and need no alignment. The core writes only to loss, grad and the statistics. */
+/* A strided view of somebody else's memory. data == NULL means "absent"; an argument that is required may be so where it
+ * has no elements. Strides count bytes, may be negative or zero, and need no alignment. The core writes only to loss, grad
+ * and the statistics.
+ *
+ * What the core has to trust: shape and strides have ndim numbers if 0 <= ndim <= GCE_MAX_NDIM (more are not read), and
+ * each element that they reach from data is memory of the caller's, which nobody else writes during the call. All else is
+ * checked: every number in a problem may be anything. An array that spans more than 2^61 bytes is refused. */
 typedef struct gce_array {
   void* data;
   const int64_t* shape;
@@ -134,7 +139,7 @@ typedef struct gce_array {
  *   ignore_index   rows with this target have loss 0 and gradient 0, if has_ignore_index
  *   axis           class axis, -ndim <= axis < ndim
  *
- * Outputs; all but those wanted are absent:
+ * Outputs; all but those wanted are absent. None shares memory with another or with an input, but for grad in place:
  *   loss             the logits' dtype, or float32 for 16-bit logits (rounded once more if it is
  *                    16-bit too); 0-d, or the targets' shape with reduction none
  *   grad             the logits' dtype and shape; may be exactly the logits' memory (in place). With a vector, the product
@@ -197,7 +202,7 @@ typedef struct gce_problem {
  *   label_smoothing  eps in [0, 1]: t becomes (1 - eps) t + eps / 2
  *   normalizer     the divisor of the mean in place of the number of elements, if has_normalizer; finite and > 0
  *
- * Outputs; absent unless wanted:
+ * Outputs; absent unless wanted; without shared memory, as above:
  *   loss           as in gce_problem; 0-d, or the logits' shape with reduction none
  *   grad           the logits' dtype and shape; may be exactly the logits' memory (in place)
  */
@@ -260,10 +265,10 @@ typedef enum gce_pointwise_op {
   GCE_POINTWISE_GAMMA_GRAD
 } gce_pointwise_op;
 
-/* args: the inputs and then the output, n elements each, strides in bytes. dtype, float32 or float64, is
- * that of l and of the output; gamma and b are float64 always, so that 1 - gamma stays exact.
- * *out_of_range is set to the number of elements with gamma or b out of range. */
-GCE_API gce_status gce_pointwise(gce_pointwise_op op, gce_dtype dtype, int64_t n, char* const* args,
+/* op is a gce_pointwise_op. args: the inputs and then the output, n elements each, strides in bytes. dtype, GCE_FLOAT32 or
+ * GCE_FLOAT64, is that of l and of the output; gamma and b are float64 always, so that 1 - gamma stays exact. The output may
+ * be an input. *out_of_range is set to the number of elements with gamma or b out of range. */
+GCE_API gce_status gce_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args,
                                  const int64_t* strides, int64_t* out_of_range);
 
 /* Instruction sets. The best one that this CPU has is chosen at the first use; the environment
