@@ -145,7 +145,7 @@ def build_program(name: str, *, main: Path, compiler: str = "g++", **options: An
     try:
         return PROGRAMS.build_program(name, sources=[main], compiler=compiler, **options)
     except PROGRAMS.CompileError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 # --- the core in another process ----------------------------------------------------------------
