@@ -60,7 +60,8 @@ gce_status guarded(Action action) noexcept {
   }
 }
 
-void require_pointer(const char* name, const void* pointer) {
+template <class T>
+void require_pointer(const char* name, const T* pointer) {
   if (pointer == nullptr) gce::fail(GCE_VALUE_ERROR, name, " is NULL, expected its address");
 }
 

@@ -118,6 +118,7 @@ PYBIND11_MODULE(_native_body, m) {
 
 // The module's state is the process's own: interned keywords, types, numpy's functions. Another interpreter would put its own
 // objects there, and end them. Asked before pybind11, which waits for the main interpreter's GIL.
+// NOLINTNEXTLINE(bugprone-reserved-identifier,readability-identifier-naming): Python's name for it
 extern "C" PYBIND11_EXPORT PyObject* PyInit__native() {
   if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit__native_body();
   PyErr_SetString(PyExc_ImportError,
