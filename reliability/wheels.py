@@ -81,7 +81,9 @@ def build_wheel(python: str, sdist: Path, folder: Path) -> Path:
         tools = scratch / "tools"
         subprocess.run([python, "-m", "venv", str(tools)], check=True)
         own = str(tools / "bin" / "python")
-        subprocess.run([own, "-m", "pip", "install", "-q", "build"], check=True)
+        # An older pip wants == beside a constraint's hash.
+        install = [own, "-m", "pip", "install", "-q", "--upgrade", "build", "pip>=25.1"]
+        subprocess.run(install, check=True)
         shutil.unpack_archive(sdist, scratch, filter="data")
         (source,) = scratch.glob("gamma_ce-*")
         command = [own, "-m", "build", "--wheel", "--outdir", str(scratch / "plain"), str(source)]
