@@ -156,7 +156,7 @@ class BuildNative(build_ext):
         system = [flag[len(prefix) :] for flag in unit.flags if flag.startswith(prefix)]
         folders = [str(ROOT), *map(os.path.abspath, [*self.compiler.include_dirs, *system])]
         # The last one that matches is taken, and these may lie in each other.
-        ordered = sorted(set(folders), key=len)
+        ordered = sorted(set(folders), key=lambda folder: (len(folder), folder))
         return [f"-ffile-prefix-map={d}={'.' if d == str(ROOT) else 'include'}" for d in ordered]
 
     def write_compile_commands(self, units: list[Unit], folder: Path) -> None:
