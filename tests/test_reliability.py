@@ -1,4 +1,4 @@
-"""reliability/: what fuzzers print and leave behind is counted as it is. No fuzzer runs here."""
+"""reliability/: what fuzzers print and leave behind is counted as it is, and reported. No fuzzer runs here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reliability import fuzz_c_abi, libfuzzer
+from reliability import fuzz_c_abi, libfuzzer, record, report
 from reliability.checks import CHECKS
 
 DONE = """INFO: seed corpus: files: 3 min: 3b max: 30b total: 90b rss: 31Mb
@@ -121,3 +121,13 @@ def test_kept_corpus_is_small():
     files = list((libfuzzer.CORPUS / "c_abi").iterdir())
     assert 10 < len(files) < 2000
     assert sum(path.stat().st_size for path in files) < 500_000
+
+
+def test_the_report_is_that_of_the_last_records():
+    text = report.TEXT.read_text(encoding="utf-8")
+    assert report.filled(text) == text, "make reliability"
+
+
+def test_every_record_is_of_a_check():
+    names = {path.stem for path in record.FOLDER.glob("*.json")}
+    assert names <= set(CHECKS)
