@@ -1,4 +1,4 @@
-"""reliability/: what fuzzers print and leave behind is counted as it is, and reported. No fuzzer runs here."""
+"""reliability/: what fuzzers print and leave is counted as it is, and reported. None runs here."""
 
 from __future__ import annotations
 
