@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import importlib.util
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -47,11 +47,7 @@ DF_TEXTREL, DF_BIND_NOW, DF_1_NOW = 0x4, 0x8, 0x1
 @cache
 def build_description() -> Any:
     """setup.py, imported: the one place that says which libraries there are, and their exports."""
-    spec = importlib.util.spec_from_file_location("gce_setup", ROOT / "setup.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return runpy.run_path(str(ROOT / "native" / "tools" / "programs.py"))["setup_script"]()
 
 
 @cache

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import gce
+from engines import setup_script
 from support import require
 
 if sys.version_info >= (3, 11):
@@ -37,13 +38,7 @@ def run(*command, **kwargs):
 @pytest.fixture(scope="module")
 def setup():
     """The build's description of itself: setup.py, imported."""
-    require(importlib.util.find_spec("setuptools"), "setuptools is not installed")
-    spec = importlib.util.spec_from_file_location("gce_setup", ROOT / "setup.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return setup_script()
 
 
 # --- versions and lists that would otherwise be kept by hand ------------------------------------

@@ -48,15 +48,16 @@ BUILDS = {
 }
 
 
+def program_of(name, build):
+    """A program of tests/native, and the core."""
+    flags = ["-O1", *BUILDS[build]]
+    main = NATIVE_TESTS / f"{name}.c"
+    return build_program(f"{name}-{build}", main=main, isas=["baseline"], flags=flags)
+
+
 @pytest.mark.parametrize("build", BUILDS)
 def test_program(build):
-    program = build_program(
-        f"abi-{build}",
-        main=NATIVE_TESTS / "abi.c",
-        isas=["baseline"],
-        flags=["-O1", *BUILDS[build]],
-    )
-    done = run([program])
+    done = run([program_of("abi", build)])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "on baseline\n"
 
@@ -69,19 +70,12 @@ def test_program_in_an_emulator():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
 def test_memory_that_cannot_be_allocated():
-    main = NATIVE_TESTS / "out_of_memory.c"
-    done = run([build_program("out-of-memory", main=main, isas=["baseline"], flags=["-O1"])])
+    done = run([program_of("out_of_memory", "plain")])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("build", ["plain", "address"])
 def test_program_that_gets_everything_wrong(build):
-    program = build_program(
-        f"hostile-{build}",
-        main=NATIVE_TESTS / "hostile.c",
-        isas=["baseline"],
-        flags=["-O1", *BUILDS[build]],
-    )
     # What no machine has is asked for, too.
-    done = run([program], env={"ASAN_OPTIONS": "allocator_may_return_null=1"})
+    done = run([program_of("hostile", build)], env={"ASAN_OPTIONS": "allocator_may_return_null=1"})
     assert done.returncode == 0, done.stdout + done.stderr

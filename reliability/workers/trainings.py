@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from gce import schedules
 
@@ -33,15 +32,8 @@ class Config(NamedTuple):
 
 def forward(config: Config) -> onnx.ModelProto:
     """``tanh(x W1 + b1) W2 + b2``, of an opset that both runtimes know."""
-    from small_models import model_of
+    from small_models import model_of, perceptron_nodes
 
-    nodes = [
-        helper.make_node("MatMul", ["x", "W1"], ["product1"]),
-        helper.make_node("Add", ["product1", "b1"], ["sum1"]),
-        helper.make_node("Tanh", ["sum1"], ["hidden"]),
-        helper.make_node("MatMul", ["hidden", "W2"], ["product2"]),
-        helper.make_node("Add", ["product2", "b2"], ["logits"]),
-    ]
     rng = np.random.default_rng(config.seed)
     weights = {
         "W1": rng.normal(size=(FEATURES, config.hidden)) / FEATURES**0.5,
@@ -51,7 +43,7 @@ def forward(config: Config) -> onnx.ModelProto:
     }
     floats = {name: weight.astype("f4") for name, weight in weights.items()}
     shapes = ({"x": ["N", FEATURES]}, {"logits": ["N", CLASSES]})
-    return model_of(nodes, floats, *shapes, opset=17, ir_version=8)
+    return model_of(perceptron_nodes(), floats, *shapes, opset=17, ir_version=8)
 
 
 def batch(config: Config, step: int) -> tuple[Array, Array]:

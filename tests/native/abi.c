@@ -6,25 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checks.h"
 #include "gce/gce.h"
-
-static int failures = 0;
-
-static void check(int holds, const char* what, int line) {
-  if (holds) return;
-  printf("line %d: %s\n", line, what);
-  ++failures;
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-
-static void check_error(gce_status found, gce_status expected, const char* message, int line) {
-  if (found == expected && strcmp(gce_last_error(), message) == 0) return;
-  printf("line %d: status %d, \"%s\"; expected %d, \"%s\"\n", line, (int)found, gce_last_error(),
-         (int)expected, message);
-  ++failures;
-}
-#define CHECK_ERROR(status, expected, message) \
-  check_error((status), (expected), (message), __LINE__)
 
 /* A batch of rows, contiguous, with memory for its results. */
 typedef struct {

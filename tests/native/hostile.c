@@ -5,9 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checks.h"
 #include "gce/gce.h"
-
-static int failures = 0;
 
 /* Rows of 3 x 4, all outputs wanted. */
 typedef struct {
@@ -53,20 +52,6 @@ static gce_problem good(void) {
   p.argmax = array_of(memory.argmax, 1, GCE_INT64, rows, long_steps);
   p.gamma_grad = array_of(&memory.gamma_grad, 0, GCE_FLOAT64, NULL, NULL);
   return p;
-}
-
-static void check(int holds, const char* what, int line) {
-  if (holds) return;
-  printf("line %d: %s\n", line, what);
-  ++failures;
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
-
-static void check_error(gce_status found, gce_status expected, const char* message, int line) {
-  if (found == expected && strcmp(gce_last_error(), message) == 0) return;
-  printf("line %d: status %d, \"%s\"; expected %d, \"%s\"\n", line, (int)found, gce_last_error(),
-         (int)expected, message);
-  ++failures;
 }
 
 static void check_refused(const gce_problem* p, gce_status status, const char* message, int line) {

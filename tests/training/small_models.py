@@ -57,17 +57,21 @@ def weights(dtype: str = "float32", seed: int = 0) -> dict[str, Array]:
     return {name: 0.5 * rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
 
 
-def perceptron(dtype: str = "float32", seed: int = 0, **more: Any) -> onnx.ModelProto:
-    """``tanh(x W1 + b1) W2 + b2``, from x of shape (N, 5) to logits of shape (N, 4)."""
-    nodes = [
+def perceptron_nodes() -> list[onnx.NodeProto]:
+    """``tanh(x W1 + b1) W2 + b2``, called logits."""
+    return [
         helper.make_node("MatMul", ["x", "W1"], ["product1"]),
         helper.make_node("Add", ["product1", "b1"], ["sum1"]),
         helper.make_node("Tanh", ["sum1"], ["hidden"]),
         helper.make_node("MatMul", ["hidden", "W2"], ["product2"]),
         helper.make_node("Add", ["product2", "b2"], ["logits"]),
     ]
+
+
+def perceptron(dtype: str = "float32", seed: int = 0, **more: Any) -> onnx.ModelProto:
+    """``tanh(x W1 + b1) W2 + b2``, from x of shape (N, 5) to logits of shape (N, 4)."""
     shapes = ({"x": ["N", FEATURES]}, {"logits": ["N", CLASSES]})
-    return model_of(nodes, weights(dtype, seed), *shapes, dtype=dtype, **more)
+    return model_of(perceptron_nodes(), weights(dtype, seed), *shapes, dtype=dtype, **more)
 
 
 def linear(
