@@ -30,12 +30,10 @@ class Kind(NamedTuple):
 
     call: Callable[[], Any]
     outs: tuple[Any, ...] = ()  # arrays that it writes to, if it succeeds
-    within: str = ""  # only this library's own allocations fail: others' may end the process
+    # Only this library's own allocations fail, and leak: others' may end the process, and blocks
+    # that they lose are theirs.
+    within: str = ""
     says: tuple[str, ...] = ()  # another library's words for MemoryError
-    # Whether blocks that it loses can be told from those that another library keeps for later.
-    counts_leaks: bool = True
-    # An error without faults: what others lose at each is theirs.
-    wrong: Callable[[], Any] | None = None
     # How many fail in a row: one, those of its message too, all.
     bursts: tuple[int, ...] = (1, 4, 1000)
 
@@ -182,9 +180,7 @@ def torch() -> Kind:
         (grad,) = torch.autograd.grad(gamma_cross_entropy(logits, targets, 0.3), logits)
         return grad.numpy()
 
-    # PyTorch's own blocks come and go.
-    says = ("bad_alloc", "not enough memory")
-    return Kind(call, within=NATIVE, says=says, counts_leaks=False)
+    return Kind(call, within=NATIVE, says=("bad_alloc", "not enough memory"))
 
 
 def operator() -> Kind:
@@ -221,12 +217,10 @@ def operator() -> Kind:
         "labels": given["targets"],
         "gamma": np.array(0.3, "f4"),
     }
-    wrong = feeds | {"labels": given["targets"] + 100}
     return Kind(
         lambda: session.run(None, feeds),
         within="/libgce_ort.",
         says=("out of memory", "bad_alloc"),
-        wrong=lambda: session.run(None, wrong),
     )
 
 
@@ -356,25 +350,14 @@ def first_calls(kind: Kind, want: Any, seen: dict[str, int]) -> None:
 
 
 def leaked(kind: Kind, want: Any) -> int:
-    """Blocks that each of several sweeps leaves behind, and as many calls without faults do not."""
-    seen: dict[str, int] = {}
-    sweep(kind, want, seen, 1)
-    calls = sum(seen.values()) - seen["faults"]
-
-    def undisturbed() -> None:
-        for _ in range(calls):
-            attempt(kind._replace(call=kind.wrong or kind.call), want, lambda: None, lambda: None)
-
-    def growth(action: Callable[[], None]) -> int:
-        live = []
-        for _ in range(12):
-            action()
-            gc.collect()
-            live.append(SHIM.fault_live())
-        # What is kept for later, such as a larger dict, one turn may add and not each.
-        return min(after - before for before, after in itertools.pairwise(live))
-
-    return max(0, growth(lambda: sweep(kind, want, {}, 1)) - max(0, growth(undisturbed)))
+    """Blocks that each of several sweeps leaves behind."""
+    live = []
+    for _ in range(12):
+        sweep(kind, want, {}, 1)
+        gc.collect()
+        live.append(SHIM.fault_live())
+    # What is kept for later, such as a larger dict, one sweep may add and not each.
+    return max(0, min(after - before for before, after in itertools.pairwise(live)))
 
 
 def run(name: str) -> dict[str, int]:
@@ -388,8 +371,7 @@ def run(name: str) -> dict[str, int]:
         first_calls(kind, want, seen)
     for burst in kind.bursts:
         sweep(kind, want, seen, burst)
-    if kind.counts_leaks:
-        seen["leaked"] = leaked(kind, want)
+    seen["leaked"] = leaked(kind, want)
     if bits(kind.call()) != want:
         seen["other bits later"] = 1
     return seen

@@ -475,3 +475,32 @@ def test_each_allocation_of_a_call_fails(kind, tmp_path):
     found = allocations.inject(kind, allocations.build_shim(tmp_path))
     assert allocations.failures_of(found) == 0, found
     assert found["faults"] > 5 and found["error"] > 2
+
+
+LOSES = """
+import numpy as np
+from reliability import faulted_calls
+kept = []
+def call():
+    kept.append(np.ones(5000))
+    return np.ones(3)
+faulted_calls.KINDS["loses"] = lambda: faulted_calls.Kind(call, within="/_multiarray_umath.")
+print(faulted_calls.run("loses")["leaked"])
+"""
+
+
+def test_a_lost_block_is_counted(tmp_path):
+    if sys.platform != "linux" or "LD_PRELOAD" in os.environ:
+        pytest.skip("allocations are counted by LD_PRELOAD")
+    require(shutil.which("gcc"), "gcc is not installed")
+    environment = os.environ | {"LD_PRELOAD": str(allocations.build_shim(tmp_path))}
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES],
+        cwd=allocations.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0

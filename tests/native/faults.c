@@ -1,7 +1,7 @@
 /* Memory and threads that cannot be had: preloaded, it makes the n-th allocation after fault_arm fail, and those behind it.
  *
  * Counted is what any library allocates, or only what one does (fault_within), but for glibc and its loader: where they find
- * no memory for thread-local variables, the process ends, whoever's these are.
+ * no memory for thread-local variables, the process ends, whoever's these are. Of the blocks that live, likewise.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -26,7 +26,8 @@ static atomic_long until = -1; /* allocations before the first that fails; -1: n
 static atomic_long left = 0;   /* how many are to fail from there on */
 static atomic_long counted = 0;
 static atomic_long failed = 0;
-static atomic_long live = 0; /* blocks that are allocated, of any caller */
+static atomic_long live =
+    0; /* blocks that are allocated, of any caller or of the library `within` */
 static atomic_int threads_fail = 0;
 
 /* Addresses [begin, end) of a library. */
@@ -61,9 +62,10 @@ static int is_in(const Range* range, const void* caller) {
 static _Thread_local int is_looking = 0;
 
 /* Whether the library `within` asks, itself or through the C++ library. */
-static int is_within(void) {
+static int is_within(const void* caller) {
   void* callers[16];
-  if (is_looking) return 0; /* backtrace's own */
+  if (is_in(&within, caller)) return 1;
+  if (is_looking || !is_in(&cpp, caller)) return 0; /* looking: backtrace's own */
   is_looking = 1;
   const int count = backtrace(callers, 16);
   is_looking = 0;
@@ -76,7 +78,7 @@ static int is_within(void) {
 /* Whether this allocation is one that fails. */
 static int fails(const void* caller) {
   if (atomic_load(&until) < 0 || is_in(&libc, caller) || is_in(&loader, caller)) return 0;
-  if (within.name != NULL && !is_within()) return 0;
+  if (within.name != NULL && !is_within(caller)) return 0;
   const long number = atomic_fetch_add(&counted, 1);
   if (number < atomic_load(&until)) return 0;
   if (atomic_fetch_sub(&left, 1) <= 0) return 0;
@@ -85,33 +87,71 @@ static int fails(const void* caller) {
   return 1;
 }
 
-static void* noted(void* memory) {
-  if (memory != NULL) atomic_fetch_add(&live, 1);
+/* The blocks of the library `within`, whoever frees them: few, in no order. */
+#define MOST_BLOCKS 10000
+static void* blocks[MOST_BLOCKS];
+static atomic_flag is_held = ATOMIC_FLAG_INIT;
+static void hold(void) {
+  while (atomic_flag_test_and_set(&is_held)) {
+  }
+}
+static void add(void* memory) {
+  hold();
+  const long number = atomic_fetch_add(&live, 1);
+  if (number >= MOST_BLOCKS) abort();
+  blocks[number] = memory;
+  atomic_flag_clear(&is_held);
+}
+static int drop(const void* memory) {
+  hold();
+  long number = atomic_load(&live) - 1;
+  while (number >= 0 && blocks[number] != memory) --number;
+  if (number >= 0) blocks[number] = blocks[atomic_fetch_sub(&live, 1) - 1];
+  atomic_flag_clear(&is_held);
+  return number >= 0;
+}
+
+static void* noted(void* memory, const void* caller) {
+  if (memory == NULL) return NULL;
+  if (within.name == NULL) {
+    atomic_fetch_add(&live, 1);
+  } else if (is_within(caller)) {
+    add(memory);
+  }
   return memory;
 }
 
-#define FAILS fails(__builtin_return_address(0))
+#define CALLER __builtin_return_address(0)
 
-void* malloc(size_t size) { return FAILS ? NULL : noted(__libc_malloc(size)); }
-void* calloc(size_t n, size_t size) { return FAILS ? NULL : noted(__libc_calloc(n, size)); }
-void* realloc(void* memory, size_t size) {
-  if (FAILS) return NULL;
-  void* const moved = __libc_realloc(memory, size);
-  return memory == NULL ? noted(moved) : moved;
+void* malloc(size_t size) { return fails(CALLER) ? NULL : noted(__libc_malloc(size), CALLER); }
+void* calloc(size_t n, size_t size) {
+  return fails(CALLER) ? NULL : noted(__libc_calloc(n, size), CALLER);
 }
 void* memalign(size_t alignment, size_t size) {
-  return FAILS ? NULL : noted(__libc_memalign(alignment, size));
+  return fails(CALLER) ? NULL : noted(__libc_memalign(alignment, size), CALLER);
 }
 void* aligned_alloc(size_t alignment, size_t size) {
-  return FAILS ? NULL : noted(__libc_memalign(alignment, size));
+  return fails(CALLER) ? NULL : noted(__libc_memalign(alignment, size), CALLER);
 }
 int posix_memalign(void** memory, size_t alignment, size_t size) {
-  if (FAILS) return ENOMEM;
-  *memory = noted(__libc_memalign(alignment, size));
+  if (fails(CALLER)) return ENOMEM;
+  *memory = noted(__libc_memalign(alignment, size), CALLER);
   return *memory == NULL ? ENOMEM : 0;
 }
+void* realloc(void* memory, size_t size) {
+  if (fails(CALLER)) return NULL;
+  if (memory == NULL) return noted(__libc_realloc(NULL, size), CALLER);
+  const int is_owned = within.name != NULL && drop(memory);
+  void* const moved = __libc_realloc(memory, size);
+  if (is_owned) add(moved == NULL ? memory : moved);
+  return moved;
+}
 void free(void* memory) {
-  if (memory != NULL) atomic_fetch_sub(&live, 1);
+  if (memory != NULL && within.name == NULL) {
+    atomic_fetch_sub(&live, 1);
+  } else if (memory != NULL) {
+    drop(memory);
+  }
   __libc_free(memory);
 }
 
@@ -137,15 +177,16 @@ void fault_arm(long n, long many) {
   atomic_store(&left, many);
   atomic_store(&until, n);
 }
-/* Counts from now on what the loaded library allocates whose path has this in it; 0 if there is none. */
+/* Counts from now on, once for all, what the loaded library allocates whose path has this in it; 0 if there is none. */
 int fault_within(const char* name) {
   void* callers[4];
   backtrace(callers, 4); /* the first time it loads a library */
-  within.name = name;
-  within.begin = 0;
+  const Range wanted = {name, 0, 0};
+  within = wanted;
   dl_iterate_phdr(look, &cpp);
   dl_iterate_phdr(look, &own);
   dl_iterate_phdr(look, &within);
+  atomic_store(&live, 0);
   return within.begin != 0;
 }
 void fault_disarm(void) { atomic_store(&until, -1); }
