@@ -63,7 +63,7 @@ std::vector<std::string> isas(bool only_supported) {
 
 }  // namespace
 
-PYBIND11_MODULE(_native_body, m) {
+PYBIND11_MODULE(_native_body, m, py::mod_gil_not_used()) {
   m.doc() = "The C++ core of gce; its public names are in the package gce.";
   import_numpy();
   gce_last_error();  // what the core keeps per thread is allocated now: where that fails, glibc ends the process
