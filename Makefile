@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize fuzz accuracy soak kills reliability build generated tidy format dist wheels constraints artifacts bare clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize fuzz accuracy soak kills reliability build generated tidy format dist wheels constraints artifacts bare pythons clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -39,6 +39,7 @@ help:
 	@echo 'make dist    sdist and wheel, in dist/'
 	@echo 'make wheels  sdist and repaired wheels for the Pythons of this machine (WHEEL_PYTHONS="python3.12")'
 	@echo 'make artifacts  look into what make wheels made; make bare: install it where nothing is (root)'
+	@echo 'make pythons  the package on each Python of this machine (PYTHONS_ARGS="--also python3.13t")'
 	@echo 'make clean   remove builds and environments'
 
 demo: $(VENV)/.demo $(VENV)/.native
@@ -148,6 +149,9 @@ artifacts: $(VENV)/.wheels
 
 bare: $(VENV)/.wheels $(VENV)/.test
 	$(BIN)/python -m reliability bare $(BARE_ARGS)
+
+pythons: $(VENV)/.wheels
+	$(BIN)/python -m reliability pythons $(PYTHONS_ARGS)
 
 # The newest versions that the ranges allow, with the hashes of their files; the comment stays.
 constraints: $(VENV)/.wheels

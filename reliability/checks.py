@@ -15,6 +15,7 @@ from reliability import (
     fuzz_onnx,
     fuzz_python,
     kills,
+    pythons,
     sanitize,
     soak,
 )
@@ -47,5 +48,6 @@ CHECKS = {
         kills,
         artifacts,
         bare,
+        pythons,
     )
 }

@@ -103,7 +103,9 @@ def run_tests(name: str, tests: Sequence[str], python: str = sys.executable) -> 
         variable: f"{options}:log_path={reports / name}:suppressions={suppressions}",
         "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={reports / 'undefined'}",
         "LD_PRELOAD": f"{runtime(variant.runtime)} {runtime('libstdc++.so.6')}",
-        "PYTHONPATH": str(package),
+        # The package that is built so, and not the one beside the tests; then what tests import.
+        "PYTHONPATH": f"{package}{os.pathsep}{ROOT}",
+        "PYTHONSAFEPATH": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONMALLOC": "malloc",  # what Python allocates gets guards of its own
     }
@@ -111,8 +113,7 @@ def run_tests(name: str, tests: Sequence[str], python: str = sys.executable) -> 
     seen = f"import gce._native as n; assert n.__file__.startswith({str(package)!r}), n.__file__"
     subprocess.run([python, "-c", seen], env=environment, cwd=package, check=True)
     print(f"--- {name}: pytest {shlex.join(tests)}", flush=True)
-    # -P: not the package beside the tests.
-    found = run_pytest(tests, environment, [python, "-P"])
+    found = run_pytest(tests, environment, [python])
     written = sorted(reports.iterdir())
     for report in written:
         print(report.read_text(errors="replace"))

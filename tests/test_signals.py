@@ -21,8 +21,9 @@ START = """
     logits = rng.standard_normal((3000, 700), np.float32)
     targets = rng.integers(0, 700, 3000)
     out = np.empty_like(logits)
-    def results(threads=4):
-        loss, grad = gce.loss_and_grad(logits, targets, 0.3, out=out, num_threads=threads)
+    # By a default, as at the interpreter's end modules may be empty already.
+    def results(threads=4, call=gce.loss_and_grad, given=(logits, targets, 0.3), out=out):
+        loss, grad = call(*given, out=out, num_threads=threads)
         return loss.tobytes() + grad.tobytes()
     want = results(1)
 """
@@ -81,16 +82,22 @@ def test_threads_of_the_pool_take_no_signals():
         pytest.skip("this system tells nothing in /proc")
     output = run_script(
         """
-        import os, signal
+        import os, signal, time
         import numpy as np, gce
         tasks = lambda: set(os.listdir("/proc/self/task"))
         before = tasks()
         gce.loss(np.zeros((4000, 700), np.float32), np.zeros(4000, int), 0.5, num_threads=4)
         own = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGPROF)  # a profiler's
-        for task in tasks() - before:
+        def blocked_in(task):
             status = open(f"/proc/self/task/{task}/status").read()
-            blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
-            is_blocked = lambda number: bool(blocked >> (number - 1) & 1)
+            return int(status.partition("SigBlk:")[2].split()[0], 16)
+        for task in tasks() - before:
+            for _ in range(1000):  # glibc blocks all of them until the thread has begun
+                blocked = blocked_in(task)
+                is_blocked = lambda number: bool(blocked >> (number - 1) & 1)
+                if not any(map(is_blocked, own)):
+                    break
+                time.sleep(0.01)
             print(is_blocked(signal.SIGINT), is_blocked(signal.SIGTERM), is_blocked(signal.SIGALRM),
                   any(map(is_blocked, own)))
         print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
@@ -140,6 +147,47 @@ def test_daemon_threads_at_the_end():
     """
     for _ in range(8):
         run_script(script)
+
+
+# Where a call is when the interpreter ends: in its first argument's last breath, in its second.
+@pytest.mark.parametrize("place", ["__del__", "__array__"])
+def test_a_daemon_thread_that_is_in_python_code_of_a_call_at_the_end(place):
+    wait = "begun.set(); os.read(reading, 1)"  # without the GIL
+    output = run_script(f"""
+        import os, sys, threading, time
+        import numpy as np
+        import gce
+        class Given:
+            def __init__(self, array):
+                self.array = array
+            def __array__(self, dtype=None, copy=None):
+                array, self.array = self.array, None
+                return array
+        class Slow(Given):
+            def __array__(self, dtype=None, copy=None):
+                {wait if place == "__array__" else "pass"}
+                return super().__array__()
+        class Logits(np.ndarray):
+            def __del__(self):
+                {wait if place == "__del__" else "pass"}
+        class Ending:
+            closed = False
+            def flush(self):
+                if sys.is_finalizing():
+                    os.write(writing, b"go on")
+                    time.sleep(0.5)
+                    os.write(1, b"the end")
+        reading, writing = os.pipe()
+        begun = threading.Event()
+        def work():
+            logits = Given(np.zeros((3, 5)).view(Logits))
+            gce.loss(logits, Slow(np.zeros(3, int)), 0.5)
+            os.write(1, b"not ended")
+        threading.Thread(target=work, daemon=True).start()
+        begun.wait()
+        sys.stdout = Ending()
+        """)
+    assert output == "the end"
 
 
 def test_calls_at_exit():
@@ -206,6 +254,11 @@ def test_sub_interpreters_are_refused(kind):
             code=CODE.format(path=sys.path),
         )
     )
+    refused = (
+        "ImportError: gce does not support sub-interpreters: import it in the main one",
+        # From Python 3.12 on, where it is asked before the module.
+        "ImportError: module gce._native does not support loading in subinterpreters",
+    )
     lines = output.splitlines()
-    refused = "ImportError: gce does not support sub-interpreters: import it in the main one"
-    assert lines == [refused] * 3
+    assert len(lines) == 3
+    assert set(lines) <= set(refused)

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "gce/gce.h"
+#include "gil.h"
 
 namespace gce_python {
 
@@ -26,7 +27,9 @@ class Ref {
   }
   Ref(const Ref&) = delete;
   Ref& operator=(const Ref&) = delete;
-  ~Ref() { Py_XDECREF(object_); }
+  ~Ref() {
+    if (object_ != nullptr) drop(object_);
+  }
 
   PyObject* get() const { return object_; }
   PyArrayObject* array() const { return reinterpret_cast<PyArrayObject*>(object_); }

@@ -1,7 +1,5 @@
 #include "functions.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <functional>
 #include <optional>
@@ -12,6 +10,7 @@
 #include "arrays.h"
 #include "docs.h"
 #include "errors.h"
+#include "gil.h"
 #include "threads.h"
 
 namespace gce_python {
@@ -34,16 +33,6 @@ gce_status run_planned(const Problem& problem, int threads) noexcept {
   run_on_threads(gce_plan_workers(plan), [plan](int worker) { gce_plan_work(plan, worker); });
   gce_plan_finish(plan);
   return GCE_OK;
-}
-
-// Up to Python 3.13, a daemon thread that asks for the GIL while the interpreter ends is ended by pthread_exit, which
-// glibc makes an exception of: destructors would drop references without the GIL. It sleeps instead, as from 3.14 on.
-void take_gil(PyThreadState* state) noexcept {
-  try {
-    PyEval_RestoreThread(state);
-  } catch (...) {
-    for (;;) pause();
-  }
 }
 
 // Runs a call's problem without the GIL.

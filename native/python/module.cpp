@@ -61,9 +61,16 @@ std::vector<std::string> isas(bool only_supported) {
   }
 }
 
+// The module's state is the process's own: interned keywords, types, numpy's functions. Another interpreter would put its own
+// objects there, and end them.
+constexpr char kRefusal[] = "gce does not support sub-interpreters: import it in the main one";
+
+bool is_main_interpreter() { return PyInterpreterState_Get() == PyInterpreterState_Main(); }
+
 }  // namespace
 
 PYBIND11_MODULE(_native_body, m, py::mod_gil_not_used()) {
+  if (!is_main_interpreter()) throw py::import_error(kRefusal);
   m.doc() = "The C++ core of gce; its public names are in the package gce.";
   import_numpy();
   gce_last_error();  // what the core keeps per thread is allocated now: where that fails, glibc ends the process
@@ -116,12 +123,10 @@ PYBIND11_MODULE(_native_body, m, py::mod_gil_not_used()) {
   m.attr("__version__") = GCE_VERSION;
 }
 
-// The module's state is the process's own: interned keywords, types, numpy's functions. Another interpreter would put its own
-// objects there, and end them. Asked before pybind11, which waits for the main interpreter's GIL.
+// Asked before pybind11, which waits for the main interpreter's GIL; Python 3.13 runs this in the main one.
 // NOLINTNEXTLINE(bugprone-reserved-identifier,readability-identifier-naming): Python's name for it
 extern "C" PYBIND11_EXPORT PyObject* PyInit__native() {
-  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit__native_body();
-  PyErr_SetString(PyExc_ImportError,
-                  "gce does not support sub-interpreters: import it in the main one");
+  if (is_main_interpreter()) return PyInit__native_body();
+  PyErr_SetString(PyExc_ImportError, kRefusal);
   return nullptr;
 }
