@@ -39,7 +39,7 @@ help:
 	@echo 'make dist    sdist and wheel, in dist/'
 	@echo 'make wheels  sdist and repaired wheels for the Pythons of this machine (WHEEL_PYTHONS="python3.12")'
 	@echo 'make artifacts  look into what make wheels made; make bare: install it where nothing is (root)'
-	@echo 'make pythons  the package on each Python of this machine (PYTHONS_ARGS="--also python3.13t")'
+	@echo 'make pythons  try those wheels on their Pythons (WHEEL_PYTHONS="--also python3.13t" for both)'
 	@echo 'make clean   remove builds and environments'
 
 demo: $(VENV)/.demo $(VENV)/.native
@@ -151,7 +151,7 @@ bare: $(VENV)/.wheels $(VENV)/.test
 	$(BIN)/python -m reliability bare $(BARE_ARGS)
 
 pythons: $(VENV)/.wheels
-	$(BIN)/python -m reliability pythons $(PYTHONS_ARGS)
+	$(BIN)/python -m reliability pythons $(WHEEL_PYTHONS)
 
 # The newest versions that the ranges allow, with the hashes of their files; the comment stays.
 constraints: $(VENV)/.wheels

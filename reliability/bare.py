@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from reliability.pytests import counts
 from reliability.record import ROOT, Figures
-from reliability.wheels import CONSTRAINTS
+from reliability.wheels import CONSTRAINTS, find_wheel
 
 
 class Suite(NamedTuple):
@@ -251,12 +251,6 @@ def build_sdist(compiler: Root, sdist: str) -> Path:
     )
     (wheel,) = (compiler.folder / "built").glob("*.whl")
     return wheel
-
-
-def find_wheel(folder: Path, python: str) -> Path | None:
-    """The repaired wheel for this Python, if the folder has one."""
-    tag = "cp" + python.replace(".", "")
-    return next(folder.glob(f"gamma_ce-*-{tag}-{tag}-*.whl"), None)
 
 
 def try_suite(name: str, folder: Path, short: bool, scratch: Path) -> Figures:

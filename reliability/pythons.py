@@ -1,9 +1,9 @@
-"""The package on other Pythons: each that is here, and those given, such as free-threaded ones.
+"""The wheels on each Python that is here, and on those given, such as free-threaded ones.
 
-For each a wheel is built as `make wheels` builds it, and installed into an environment of its own
-beside numpy, where a part of the test suite runs: threads, signals, forks,
-sub-interpreters and the interpreter's end, where Pythons differ most; arguments, errors and
-results. A free-threaded Python must keep its GIL off.
+The wheel that `make wheels` built for it is installed into an environment of its own beside numpy,
+where a part of the test suite runs: threads, signals, forks, sub-interpreters and the interpreter's
+end, where Pythons differ most; arguments, errors and results. A free-threaded Python must keep its
+GIL off.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from reliability.bare import AGREES, LONG_TESTS, TEST_PACKAGES, TESTS
 from reliability.pytests import run_pytest
-from reliability.record import Figures
-from reliability.wheels import build_sdist, build_wheel, find_pythons
+from reliability.record import ROOT, Figures
+from reliability.wheels import find_pythons, find_wheel, version_of
 
 SHORT_TESTS = (
     *("test_concurrency", "test_signals", "test_determinism", "test_binary_calls"),
@@ -35,9 +35,8 @@ print(json.dumps({
 """
 
 
-def try_python(python: str, sdist: Path, scratch: Path) -> Figures:
+def try_python(python: str, wheel: Path, scratch: Path) -> Figures:
     """What was seen with this interpreter."""
-    wheel = build_wheel(python, sdist, scratch)
     subprocess.run([python, "-m", "venv", str(scratch / "environment")], check=True)
     own = str(scratch / "environment" / "bin" / "python")
     # Nothing of what the tests need is to be compiled.
@@ -52,20 +51,21 @@ def try_python(python: str, sdist: Path, scratch: Path) -> Figures:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "pythons", nargs="*", metavar="PYTHON", help="default: one of each version that is here"
-    )
-    parser.add_argument("--also", nargs="*", default=[], metavar="PYTHON", help="beside those")
+    parser.add_argument("pythons", nargs="*", help="interpreters; default: one of each version")
+    parser.add_argument("--also", nargs="*", default=[], help="interpreters beside those")
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="folder of the wheels")
 
 
 def run(options: argparse.Namespace) -> Figures:
     """Each Python."""
+    pythons = [*(options.pythons or find_pythons()), *options.also]
     found = []
-    with tempfile.TemporaryDirectory() as name:
-        sdist = build_sdist(Path(name))
-        for python in [*(options.pythons or find_pythons()), *options.also]:
-            with tempfile.TemporaryDirectory() as scratch:
-                found.append(try_python(python, sdist, Path(scratch)))
+    for python in pythons:
+        wheel = find_wheel(options.dist, version_of(python) or "none")
+        if wheel is None:
+            raise SystemExit(f"{options.dist} has no wheel for {python}: run make wheels first")
+        with tempfile.TemporaryDirectory() as scratch:
+            found.append(try_python(python, wheel, Path(scratch)))
     failures = sum(one["failed"] + (one["free_threaded"] and one["gil"]) for one in found)
     return {"pythons": found, "failures": failures}
 
@@ -76,7 +76,7 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
             f"Works on {'free-threaded ' if one['free_threaded'] else ''}Python {one['version']}"
             + (", whose GIL stays off" if one["free_threaded"] else ""),
             "threads, signals, forks, sub-interpreters, the interpreter's end; arguments, errors, "
-            "results, with a wheel built for it",
+            "results",
             "{passed} tests passed, {failed} failed".format(**one)
             + (", the GIL was on" if one["free_threaded"] and one["gil"] else ""),
         )

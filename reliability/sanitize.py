@@ -35,8 +35,8 @@ class Variant(NamedTuple):
 # What is no test of this build: programs of their own (in an emulator, under valgrind, built with
 # sanitizers by the test), what the users' build looks like, and speed.
 OTHERS = (
-    *("bench", "bench_suite", "build", "c_abi", "instructions"),
-    *("reliability_kills", "reliability_soak"),
+    *("test_bench", "test_bench_suite", "test_build", "test_c_abi", "test_instructions"),
+    *("test_reliability_kills", "test_reliability_soak", "onnx_ops/test_abi"),
 )
 # Those that measure memory or time, or count threads, of which the sanitizer has one.
 UNLIKE = (
@@ -45,7 +45,7 @@ UNLIKE = (
 )
 LEFT_OUT = (
     *("-k", " and ".join(f"not {name}" for name in UNLIKE)),
-    *(f"--ignore=tests/test_{name}.py" for name in OTHERS),
+    *(f"--ignore=tests/{name}.py" for name in OTHERS),
 )
 # glibc gives the thread-local memory of a thread that has ended to a new one, under a lock that is
 # its own, which ThreadSanitizer does not see.

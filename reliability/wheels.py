@@ -24,9 +24,10 @@ VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")  # those of pyproject.toml's
 
 
 def version_of(python: str) -> str | None:
-    """What this interpreter says it is; None if it is none, or cannot build extension modules."""
+    """3.13, or 3.13t without a GIL; None if it is no Python, or cannot build extension modules."""
     code = (
-        "import os, sys, sysconfig; print('%d.%d' % sys.version_info[:2]) if os.path.exists("
+        "import os, sys, sysconfig; print('%d.%d' % sys.version_info[:2] + "
+        "('t' if sysconfig.get_config_var('Py_GIL_DISABLED') else '')) if os.path.exists("
         "os.path.join(sysconfig.get_path('include'), 'Python.h')) else None"
     )
     try:
@@ -50,6 +51,12 @@ def find_pythons() -> list[str]:
         if version in VERSIONS:
             found.setdefault(version, python)
     return [found[version] for version in VERSIONS if version in found]
+
+
+def find_wheel(folder: Path, version: str) -> Path | None:
+    """The repaired wheel for a version of Python, if the folder has one."""
+    abi = "cp" + version.replace(".", "")
+    return next(folder.glob(f"gamma_ce-*-{abi.rstrip('t')}-{abi}-*.whl"), None)
 
 
 def build_environment() -> dict[str, str]:
@@ -119,6 +126,7 @@ def main() -> int:
     """Sdist and wheels into a folder that has no older ones."""
     parser = argparse.ArgumentParser(prog="python -m reliability.wheels", description=__doc__)
     parser.add_argument("pythons", nargs="*", help="interpreters; default: one of each version")
+    parser.add_argument("--also", nargs="*", default=[], help="interpreters beside those")
     parser.add_argument("--folder", type=Path, default=ROOT / "dist")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +134,7 @@ def main() -> int:
         old.unlink()
     sdist = build_sdist(options.folder)
     print(sdist.name, flush=True)
-    pythons = options.pythons or find_pythons()
+    pythons = [*(options.pythons or find_pythons()), *options.also]
     versions = [version_of(python) for python in pythons]
     if not pythons or None in versions:
         raise SystemExit(f"{pythons}: {versions}, expected Pythons with their headers")

@@ -333,13 +333,17 @@ def test_bare_says_what_it_lacks(tmp_path, monkeypatch):
         bare.require_tools()
 
 
-def test_bare_finds_the_wheel_of_a_python(tmp_path):
-    from reliability import bare
+def test_the_wheel_of_a_python_is_found(tmp_path):
+    from reliability import bare, wheels
 
-    name = "gamma_ce-1-cp311-cp311-manylinux_2_34_x86_64.whl"
-    (tmp_path / name).touch()
-    assert bare.find_wheel(tmp_path, "3.11") == tmp_path / name
-    assert bare.find_wheel(tmp_path, "3.1") is None
+    for abi in ("cp311-cp311", "cp313-cp313t", "cp313-cp313"):
+        (tmp_path / f"gamma_ce-1-{abi}-manylinux_2_34_x86_64.whl").touch()
+    for version in ("3.11", "3.13", "3.13t"):
+        found = wheels.find_wheel(tmp_path, version)
+        assert found is not None
+        assert f"-cp{version.replace('.', '')}-manylinux" in found.name
+    assert wheels.find_wheel(tmp_path, "3.1") is None
+    assert wheels.find_wheel(tmp_path, "3.12") is None
     assert {suite.python for suite in bare.SUITES.values()} <= set(classified_pythons())
 
 
