@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize fuzz accuracy soak kills reliability build generated tidy format dist wheels constraints artifacts bare pythons clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize fuzz accuracy limits soak kills reliability build generated tidy format dist wheels constraints artifacts bare pythons clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -29,6 +29,7 @@ help:
 	@echo 'make check   formatters, linters, type checkers, the typed stub'
 	@echo 'make sanitize  tests of the native code under sanitizers (SANITIZE_ARGS="thread")'
 	@echo 'make accuracy  every instruction set against 50 digits'
+	@echo 'make limits  arrays, processes and hosts of every kind: those tests, counted'
 	@echo 'make soak    mixed calls and training, results and memory checked: an hour (SOAK_MINUTES=1)'
 	@echo 'make kills   trainings killed at random moments: minutes (KILLS=10)'
 	@echo 'make reliability  the table of RELIABILITY.md, from the last records of such checks'
@@ -104,6 +105,10 @@ sanitize: $(VENV)/.test $(VENV)/.native $(if $(TRAINS),$(VENV)-ort-training/.rea
 # Every ISA against 50 digits.
 accuracy: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m reliability accuracy
+
+# The tests that go to the limits, counted.
+limits: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python -m reliability limits
 
 # The table of RELIABILITY.md, from what the checks have recorded.
 reliability: $(VENV)/.test $(VENV)/.native

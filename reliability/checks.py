@@ -15,6 +15,7 @@ from reliability import (
     fuzz_onnx,
     fuzz_python,
     kills,
+    limits,
     pythons,
     sanitize,
     soak,
@@ -39,6 +40,7 @@ CHECKS = {
     )
     for module in (
         accuracy,
+        limits,
         allocations,
         fuzz_c_abi,
         fuzz_python,
