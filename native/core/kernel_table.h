@@ -15,6 +15,9 @@
 
 namespace gce {
 
+// Lets another thread run: the core's, as that of the C++ library is inline.
+void yield_thread();
+
 // The arrays that have one entry per row (for logits, grad, vector and targets that are probabilities: V per row).
 enum RowArrayId {
   kLogits,

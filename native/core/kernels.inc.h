@@ -22,8 +22,6 @@
 // changes no digit of theirs. So K need not be the maximum, which would take a pass of its own: it comes from the row's
 // first classes, and the rare row that holds much larger logits is summed again.
 
-#include <sched.h>  // sched_yield
-
 #include <new>
 
 #include "kernels/polynomials.inc.h"

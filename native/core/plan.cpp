@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <thread>
 
 #include "dispatch.h"
 #include "row_options.h"
@@ -38,7 +39,11 @@ constexpr size_t kScratchOnStack = 16384;
 
 std::unique_ptr<char, FreeDeleter> allocate_aligned(size_t bytes) {
   const size_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+#ifdef _WIN32
+  void* memory = _aligned_malloc(whole, kAlignment);
+#else
   void* memory = std::aligned_alloc(kAlignment, whole);
+#endif
   if (memory == nullptr) throw std::bad_alloc();
   return std::unique_ptr<char, FreeDeleter>(static_cast<char*>(memory));
 }
@@ -122,6 +127,8 @@ int32_t workers_for(int64_t work, int64_t least, int32_t max_workers) {
 }
 
 }  // namespace
+
+void yield_thread() { std::this_thread::yield(); }
 
 Plan::Plan(const gce_problem& whole, int32_t max_workers) : kernels_(&kernels()) {
   validate_arguments(whole);

@@ -4,7 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
+#include <cstdlib>  // on Windows, too, those of malloc.h
 #include <memory>
 #include <vector>
 
@@ -15,8 +15,15 @@
 
 namespace gce {
 
+// Of memory that is aligned, which Windows has apart.
 struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
+  void operator()(void* p) const {
+#ifdef _WIN32
+    _aligned_free(p);
+#else
+    std::free(p);
+#endif
+  }
 };
 
 class Plan {

@@ -135,7 +135,7 @@ class SegmentWorker {
   }
 
   void grad(int64_t row, int64_t segment) {
-    while (__atomic_load_n(&rows_.rows[row].is_summed, __ATOMIC_ACQUIRE) == 0) sched_yield();
+    while (__atomic_load_n(&rows_.rows[row].is_summed, __ATOMIC_ACQUIRE) == 0) yield_thread();
     const SummedRow<Storage>& of = summed(row);
     if (of.is_finished) return;
     const int64_t begin = segment * kSegment;
