@@ -32,7 +32,8 @@ class Record(NamedTuple):
 def commit() -> str:
     """The checkout's commit; with a + if the work tree has something else."""
     # The records themselves are what a run changes.
-    status = ["status", "--porcelain", "--", ".", ":!docs/reliability", ":!RELIABILITY.md"]
+    own = (":!docs/reliability", ":!RELIABILITY.md", ":!reliability/corpus")
+    status = ["status", "--porcelain", "--", ".", *own]
     try:
         head, changes = (
             subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -130,7 +130,7 @@ def nearly(choices: Choices, value: Any) -> Any:
     """An array like this one but for its dtype, shape, or a few of its numbers."""
     try:
         array = np.asarray(value)
-    except ValueError:  # a list that is no array
+    except (ValueError, OverflowError):  # a list that is no array
         return value
     if array.size > 1 << 20:  # of strides 0
         return array
@@ -138,7 +138,7 @@ def nearly(choices: Choices, value: Any) -> Any:
     if how == 0:
         try:
             return array.astype(choices.one(DTYPES))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return array.astype(object)
     if how == 1:
         return array.astype(array.dtype.newbyteorder())
