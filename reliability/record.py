@@ -31,7 +31,7 @@ class Record(NamedTuple):
 
 def commit() -> str:
     """The checkout's commit; with a + if the work tree has something else."""
-    # The records themselves are what a run changes.
+    # Records and corpora are what a run itself changes.
     own = (":!docs/reliability", ":!RELIABILITY.md", ":!reliability/corpus")
     status = ["status", "--porcelain", "--", ".", *own]
     try:
