@@ -17,13 +17,15 @@ def run_pytest(
     arguments: Sequence[str],
     environment: Mapping[str, str] = os.environ,
     python: Sequence[str] = (sys.executable,),
+    folder: Path = ROOT,
 ) -> Figures:
-    """What pytest said: passed, failed (errors among them), skipped."""
+    """What pytest said, started in a folder: passed, failed (errors among them), skipped."""
     with tempfile.TemporaryDirectory() as scratch:
         results = Path(scratch, "results.xml")
         command = [*python, "-m", "pytest", "-p", "no:cacheprovider"]
+        command += [f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
         command += [f"--junitxml={results}", *arguments]
-        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
         found = counts(results.read_text(encoding="utf-8")) if results.exists() else None
     if found is None or (code and not found["failed"]):  # it died, or there is no such test
         found = {**(found or {"passed": 0, "skipped": 0}), "failed": 1}
