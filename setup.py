@@ -121,6 +121,7 @@ class BuildNative(build_ext):
             tag = f"editable.{build.plat_name}-{sys.implementation.cache_tag}"
             self.build_temp = os.path.join(build.build_base, tag)
 
+        self.forget_rpaths()
         core = core_units(self.plat_name.rpartition("-")[2])
         units = list(core)
         for ext in self.extensions:
@@ -132,6 +133,14 @@ class BuildNative(build_ext):
         self.object_of = {unit.source: path for unit, path in zip(units, objects, strict=True)}
         self.core_objects = objects[: len(core)]
         super().build_extensions()
+
+    def forget_rpaths(self) -> None:
+        """Drop folders in which the interpreter's own libraries are: ours need none of these."""
+        wanted = os.environ.get("LDFLAGS", "").split()
+        for name in ("linker_so", "linker_so_cxx"):
+            flags = getattr(self.compiler, name)
+            kept = [f for f in flags if not f.startswith("-Wl,-rpath") or f in wanted]
+            setattr(self.compiler, name, kept)
 
     def compile_unit(self, unit: Unit) -> str:
         """Path of the object of `unit`, compiled anew if anything that it was made from changed."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -45,9 +44,9 @@ def try_python(python: str, wheel: Path, scratch: Path) -> Figures:
     subprocess.run([own, "-c", AGREES], cwd=scratch, check=True)
     said = subprocess.run([own, "-c", SEEN], cwd=scratch, stdout=subprocess.PIPE, check=True)
     seen: Figures = json.loads(said.stdout)
-    # Not the package beside the tests; Python 3.10, which does not know this, imports that.
-    safe = os.environ | {"PYTHONSAFEPATH": "1"}
-    return {**seen, **run_pytest([f"tests/{name}.py" for name in SHORT_TESTS], safe, [own])}
+    # From elsewhere: Python looks first where it is started, and the checkout has a package, too.
+    files = [str(ROOT / "tests" / f"{name}.py") for name in SHORT_TESTS]
+    return {**seen, **run_pytest(files, python=[own], folder=scratch)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

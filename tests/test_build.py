@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,16 @@ def setup():
 
 
 # --- versions and lists that would otherwise be kept by hand ------------------------------------
+
+
+def test_folders_of_the_interpreters_libraries_are_not_searched(setup, monkeypatch):
+    # A shared libpython of one's own building says where it is; LDFLAGS are the user's.
+    monkeypatch.setenv("LDFLAGS", "-Wl,-rpath,/wanted -Lx")
+    linker = ["g++", "-shared", "-L/lib", "-Wl,-rpath,/of/python", "-Wl,-rpath,/wanted"]
+    compiler = types.SimpleNamespace(linker_so=linker, linker_so_cxx=linker)
+    setup.BuildNative.forget_rpaths(types.SimpleNamespace(compiler=compiler))
+    assert compiler.linker_so == ["g++", "-shared", "-L/lib", "-Wl,-rpath,/wanted"]
+    assert compiler.linker_so_cxx == compiler.linker_so
 
 
 def test_version_is_that_of_pyproject_and_changelog():
