@@ -127,19 +127,21 @@ OBJECTS: tuple[Callable[[], Any], ...] = (
 
 
 def nearly(choices: Choices, value: Any) -> Any:
-    """An array like this one but for its dtype, shape, or a few of its numbers."""
+    """An array like this one but for its dtype, shape, or a few of its numbers, if numpy has it."""
     try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):  # a list that is no array
+        return changed(choices, value)
+    except (TypeError, ValueError, OverflowError, IndexError):
         return value
+
+
+def changed(choices: Choices, value: Any) -> Any:
+    """That array; or numpy's error that there is none."""
+    array = np.asarray(value)
     if array.size > 1 << 20:  # of strides 0
         return array
     how = choices.below(8)
     if how == 0:
-        try:
-            return array.astype(choices.one(DTYPES))
-        except (TypeError, ValueError, OverflowError):
-            return array.astype(object)
+        return array.astype(choices.one(DTYPES))
     if how == 1:
         return array.astype(array.dtype.newbyteorder())
     if how == 2:
@@ -152,15 +154,15 @@ def nearly(choices: Choices, value: Any) -> Any:
         return np.concatenate([array, array[:1]])
     if how == 6:
         return array.tolist()
-    changed = array.copy()
-    if changed.size and changed.dtype.kind in "fiu":
-        integers = (-1, 127, -100, 2**15, -(2**15)) if changed.dtype.kind != "u" else (127, 255)
+    other = array.copy()
+    if other.size and other.dtype.kind in "fiu":
+        integers = (-1, 127, -100, 2**15, -(2**15)) if other.dtype.kind != "u" else (127, 255)
         numbers = (np.nan, np.inf, -np.inf, -1.0, 2.0)
-        at = np.unravel_index(choices.below(changed.size), changed.shape)
-        new = choices.one(numbers if changed.dtype.kind == "f" else integers)
-        info = None if changed.dtype.kind == "f" else np.iinfo(changed.dtype)
-        changed[at] = new if info is None else min(max(int(new), info.min), info.max)
-    return changed
+        at = np.unravel_index(choices.below(other.size), other.shape)
+        new = choices.one(numbers if other.dtype.kind == "f" else integers)
+        info = None if other.dtype.kind == "f" else np.iinfo(other.dtype)
+        other[at] = new if info is None else min(max(int(new), info.min), info.max)
+    return other
 
 
 def overlapping(choices: Choices, logits: Any) -> Any:
