@@ -36,15 +36,21 @@ def test_an_interrupt_ends_the_program_after_the_call():
         + """
     large = np.broadcast_to(logits, (40, 3000, 700))
     many = np.broadcast_to(targets, (40, 3000))
+    def interrupt(begun):
+        begun.wait()
+        time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
     for _ in range(5):
-        timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+        begun = threading.Event()
+        thread = threading.Thread(target=interrupt, args=(begun,))
+        thread.start()  # which an interrupt may not interrupt
         try:
-            timer.start()
+            begun.set()
             while True:
                 gce.loss(large, many, 0.3, num_threads=4)
         except KeyboardInterrupt:
             print("interrupted")
-        timer.join()
+        thread.join()
         assert results() == want
     """
     )
