@@ -134,7 +134,7 @@ def test_other_numbers_show_the_same(name, seed):
 def test_a_script_prints_what_its_numbers_are(name, tmp_path, capsys):
     script = EXAMPLES / f"{name}.py"
     environment = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error"}
-    environment["PYTHONPATH"] = os.pathsep.join([os.fspath(ROOT), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join([*sys.path, os.fspath(ROOT)])
     run = subprocess.run(
         [sys.executable, os.fspath(script)],
         cwd=tmp_path,
