@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,17 @@ def run_pytest(
     python: Sequence[str] = (sys.executable,),
     folder: Path = ROOT,
 ) -> Figures:
-    """What pytest said, started in a folder: passed, failed (errors among them), skipped."""
+    """What pytest said, started in a folder: passed, failed (errors among them), skipped.
+
+    Paths that start with tests are the checkout's, whatever the folder. Python looks first where it
+    is started, and the checkout has a package: what is to test another starts elsewhere.
+    """
+    of_checkout = [re.sub(r"^(--ignore=)?tests\b", rf"\g<1>{ROOT}/tests", a) for a in arguments]
     with tempfile.TemporaryDirectory() as scratch:
         results = Path(scratch, "results.xml")
         command = [*python, "-m", "pytest", "-p", "no:cacheprovider"]
         command += [f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
-        command += [f"--junitxml={results}", *arguments]
+        command += [f"--junitxml={results}", *of_checkout]
         code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
         found = counts(results.read_text(encoding="utf-8")) if results.exists() else None
     if found is None or (code and not found["failed"]):  # it died, or there is no such test

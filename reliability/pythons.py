@@ -17,7 +17,7 @@ from pathlib import Path
 from reliability.bare import AGREES, LONG_TESTS, TEST_PACKAGES, TESTS
 from reliability.pytests import run_pytest
 from reliability.record import ROOT, Figures
-from reliability.wheels import find_pythons, find_wheel, version_of
+from reliability.wheels import add_pythons, chosen_pythons, find_wheel, version_of
 
 SHORT_TESTS = (
     *("test_concurrency", "test_signals", "test_determinism", "test_binary_calls"),
@@ -44,22 +44,19 @@ def try_python(python: str, wheel: Path, scratch: Path) -> Figures:
     subprocess.run([own, "-c", AGREES], cwd=scratch, check=True)
     said = subprocess.run([own, "-c", SEEN], cwd=scratch, stdout=subprocess.PIPE, check=True)
     seen: Figures = json.loads(said.stdout)
-    # From elsewhere: Python looks first where it is started, and the checkout has a package, too.
-    files = [str(ROOT / "tests" / f"{name}.py") for name in SHORT_TESTS]
+    files = [f"tests/{name}.py" for name in SHORT_TESTS]
     return {**seen, **run_pytest(files, python=[own], folder=scratch)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pythons", nargs="*", help="interpreters; default: one of each version")
-    parser.add_argument("--also", nargs="*", default=[], help="interpreters beside those")
+    add_pythons(parser)
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="folder of the wheels")
 
 
 def run(options: argparse.Namespace) -> Figures:
     """Each Python."""
-    pythons = [*(options.pythons or find_pythons()), *options.also]
     found = []
-    for python in pythons:
+    for python in chosen_pythons(options):
         wheel = find_wheel(options.dist, version_of(python) or "none")
         if wheel is None:
             raise SystemExit(f"{options.dist} has no wheel for {python}: run make wheels first")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reliability.chosen import chosen
 from reliability.pytests import run_pytest
 from reliability.record import ROOT, Figures
 
@@ -90,11 +90,6 @@ def runtime(library: str) -> str:
     return path
 
 
-def from_anywhere(argument: str) -> str:
-    """An argument of pytest whose path is not that from here."""
-    return re.sub(r"^(--ignore=)?tests\b", rf"\g<1>{ROOT}/tests", argument)
-
-
 def run_tests(name: str, tests: Sequence[str], python: str = sys.executable) -> Figures:
     """What pytest and the sanitizer said of the build of `name`."""
     variant = VARIANTS[name]
@@ -119,8 +114,7 @@ def run_tests(name: str, tests: Sequence[str], python: str = sys.executable) -> 
     seen = f"import gce._native as n; assert n.__file__.startswith({str(package)!r}), n.__file__"
     subprocess.run([python, "-c", seen], env=environment, cwd=package, check=True)
     print(f"--- {name}: pytest {shlex.join(tests)}", flush=True)
-    # From its folder: Python looks first where it is started, and the checkout has a package, too.
-    found = run_pytest([*map(from_anywhere, tests)], environment, [python], package)
+    found = run_pytest(tests, environment, [python], package)
     said = [report.read_text(errors="replace") for report in sorted(reports.iterdir())]
     # Not what it says of memory that was asked for and is not there.
     found_reports = [text for text in said if "SUMMARY:" in text or "runtime error:" in text]
@@ -136,12 +130,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Figures:
     """Both variants, or those asked for."""
-    chosen = options.variants or list(VARIANTS)
-    if unknown := set(chosen) - set(VARIANTS):
-        raise SystemExit(f"{sorted(unknown)}: expected {' or '.join(VARIANTS)}")
+    variants = chosen(options.variants, VARIANTS)
     arguments = shlex.split(options.pytest)
-    found = {name: run_tests(name, arguments or VARIANTS[name].tests) for name in chosen}
-    if options.training_python and "address" in chosen and not arguments:
+    found = {name: run_tests(name, arguments or VARIANTS[name].tests) for name in variants}
+    if options.training_python and "address" in variants and not arguments:
         os.environ.setdefault("GCE_STOCK_PYTHON", sys.executable)
         tests = [*LEFT_OUT, "tests/ort_training"]
         found["training"] = run_tests("address", tests, options.training_python)

@@ -53,6 +53,17 @@ def find_pythons() -> list[str]:
     return [found[version] for version in VERSIONS if version in found]
 
 
+def add_pythons(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say for which Pythons."""
+    parser.add_argument("pythons", nargs="*", help="interpreters; default: one of each version")
+    parser.add_argument("--also", nargs="*", default=[], help="interpreters beside those")
+
+
+def chosen_pythons(options: argparse.Namespace) -> list[str]:
+    """Those Pythons."""
+    return [*(options.pythons or find_pythons()), *options.also]
+
+
 def find_wheel(folder: Path, version: str) -> Path | None:
     """The repaired wheel for a version of Python, if the folder has one."""
     abi = "cp" + version.replace(".", "")
@@ -125,8 +136,7 @@ def tag_of(wheel: Path) -> str:
 def main() -> int:
     """Sdist and wheels into a folder that has no older ones."""
     parser = argparse.ArgumentParser(prog="python -m reliability.wheels", description=__doc__)
-    parser.add_argument("pythons", nargs="*", help="interpreters; default: one of each version")
-    parser.add_argument("--also", nargs="*", default=[], help="interpreters beside those")
+    add_pythons(parser)
     parser.add_argument("--folder", type=Path, default=ROOT / "dist")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +144,7 @@ def main() -> int:
         old.unlink()
     sdist = build_sdist(options.folder)
     print(sdist.name, flush=True)
-    pythons = [*(options.pythons or find_pythons()), *options.also]
+    pythons = chosen_pythons(options)
     versions = [version_of(python) for python in pythons]
     if not pythons or None in versions:
         raise SystemExit(f"{pythons}: {versions}, expected Pythons with their headers")

@@ -464,16 +464,22 @@ def test_results_that_cannot_be_allocated():
 FAULTED = ["into_out", "many_chunks", "binary", "wrong_target", "operator", "torch"]
 
 
-@pytest.mark.parametrize("kind", FAULTED)
-def test_each_allocation_of_a_call_fails(kind, tmp_path):
-    # All kinds: python -m reliability allocations.
+@pytest.fixture
+def shim(tmp_path):
+    """The library that makes allocations fail, and counts them."""
     if sys.platform != "linux" or "LD_PRELOAD" in os.environ:
         pytest.skip("allocations are made to fail by LD_PRELOAD")
     require(shutil.which("gcc"), "gcc is not installed")
+    return allocations.build_shim(tmp_path)
+
+
+@pytest.mark.parametrize("kind", FAULTED)
+def test_each_allocation_of_a_call_fails(kind, shim):
+    # All kinds: python -m reliability allocations.
     if kind in allocations.DOORS:
         needed = {"operator": "onnxruntime"}.get(kind, kind)
         require(importlib.util.find_spec(needed), f"{needed} is not installed")
-    found = allocations.inject(kind, allocations.build_shim(tmp_path))
+    found = allocations.inject(kind, shim)
     assert allocations.failures_of(found) == 0, found
     assert found["faults"] > 5 and found["error"] > 2
 
@@ -490,11 +496,8 @@ print(faulted_calls.run("loses")["leaked"])
 """
 
 
-def test_a_lost_block_is_counted(tmp_path):
-    if sys.platform != "linux" or "LD_PRELOAD" in os.environ:
-        pytest.skip("allocations are counted by LD_PRELOAD")
-    require(shutil.which("gcc"), "gcc is not installed")
-    environment = os.environ | {"LD_PRELOAD": str(allocations.build_shim(tmp_path))}
+def test_a_lost_block_is_counted(shim):
+    environment = os.environ | {"LD_PRELOAD": str(shim)}
     done = subprocess.run(
         [sys.executable, "-c", LOSES],
         cwd=allocations.ROOT,

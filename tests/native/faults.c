@@ -26,8 +26,7 @@ static atomic_long until = -1; /* allocations before the first that fails; -1: n
 static atomic_long left = 0;   /* how many are to fail from there on */
 static atomic_long counted = 0;
 static atomic_long failed = 0;
-static atomic_long live =
-    0; /* blocks that are allocated, of any caller or of the library `within` */
+static atomic_long live = 0; /* blocks that are allocated, of any caller or the library's */
 static atomic_int threads_fail = 0;
 
 /* Addresses [begin, end) of a library. */
