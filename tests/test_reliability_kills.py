@@ -102,6 +102,15 @@ def test_a_sound_training_survives(tmp_path, monkeypatch):
     assert 0 < found["sigterm"] + found["sigint"] < 30
 
 
+def test_after_a_machine_paused(tmp_path, monkeypatch):
+    monkeypatch.setitem(killed.WAYS, "stock", Sound)
+    killing = killed.Killing("stock", tmp_path, random.Random(0))
+    killing.step_lasts = 2.0  # what a pause has it believe
+    for number in range(5):
+        killing.train(tmp_path / f"training {number}", 10)
+    assert killing.counter["kills"] == 10 and killing.counter["trainings"] == 5
+
+
 @pytest.mark.parametrize("training", [Forgetful, InPlace, Late])
 def test_trainings_that_do_not_go_on_as_they_should(tmp_path, monkeypatch, training):
     found = survived(training, tmp_path, monkeypatch, 200)

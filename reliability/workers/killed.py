@@ -101,14 +101,24 @@ def outcome(folder: Path) -> dict[str, bytes]:
         return {name: array.tobytes() for name, array in file.items()}
 
 
-def end_of(pid: int) -> int:
-    """How the process ended, as in `subprocess`."""
-    ends = time.monotonic() + LASTS
-    while time.monotonic() < ends:
+def ended(pid: int, within: float) -> int | None:
+    """How the process ended, as in `subprocess`; None where it still runs after so many seconds."""
+    ends = time.monotonic() + within
+    while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
+        left = ends - time.monotonic()
+        if left <= 0.0:
+            return None
+        time.sleep(min(left, 0.001))
+
+
+def end_of(pid: int) -> int:
+    """How the process ended, which it must."""
+    code = ended(pid, LASTS)
+    if code is not None:
+        return code
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise TimeoutError(f"a process had no end after {LASTS:.0f} s")
@@ -157,15 +167,17 @@ class Killing:
             may_kill = self.counter["kills"] < kills
             # A tenth of the lives is killed before they train, maybe.
             ready = self.chooser.random() < 0.9 or not may_kill
-            saved, sent = diary.read()[1], 0
+            saved, sent, code = diary.read()[1], 0, None
             pid, began = self.begin(folder, diary, ready)
             if may_kill:
-                time.sleep(self.chooser.uniform(0.0, LIFE * self.step_lasts))
-                sent = self.chooser.choice(SIGNALS)
-                os.kill(pid, sent)
-            code = end_of(pid)
+                code = ended(pid, self.chooser.uniform(0.0, LIFE * self.step_lasts))
+                if code is None:
+                    sent = self.chooser.choice(SIGNALS)
+                    os.kill(pid, sent)
+            if code is None:
+                code = end_of(pid)
             if began is not None:
-                self.learn(time.monotonic() - began, diary.read()[1] - saved)
+                self.learn(time.monotonic() - began, diary.read()[1] - saved, code == 0)
             if code == 0:
                 break
             self.note(folder, diary, sent, code)
@@ -178,9 +190,11 @@ class Killing:
         for left in sorted({path.name for path in folder.iterdir()} - self.files):
             self.failed("leftovers", f"{left} is left of a training that came to its end")
 
-    def learn(self, lasted: float, steps: int) -> None:
+    def learn(self, lasted: float, steps: int, to_its_end: bool) -> None:
         """How long steps take, on a machine that may have other work or be rid of it."""
-        if steps:
+        if steps and to_its_end:  # nothing that it learned before has killed it: that was too long
+            self.step_lasts = lasted / steps
+        elif steps:
             self.step_lasts = 0.5 * (self.step_lasts + lasted / steps)
         else:
             self.step_lasts *= 1.1
