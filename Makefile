@@ -16,7 +16,7 @@ COMMITS ?= HEAD~1..HEAD
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize fuzz accuracy limits soak kills reliability build generated tidy format dist wheels constraints artifacts bare pythons clean
+.PHONY: help demo test test-matrix test-ort-training bench bench-full bench-commits bench-training check sanitize fuzz accuracy limits soak kills allocations reliability build generated tidy format dist wheels constraints artifacts bare pythons clean
 
 help:
 	@echo 'make demo    train on partly wrong data with this loss: a table, pictures (DEMO_ARGS="--task text")'
@@ -32,6 +32,7 @@ help:
 	@echo 'make limits  arrays, processes and hosts of every kind: those tests, counted'
 	@echo 'make soak    mixed calls and training, results and memory checked: an hour (SOAK_MINUTES=1)'
 	@echo 'make kills   trainings killed at random moments: minutes (KILLS=10)'
+	@echo 'make allocations  each allocation of a call made to fail, once: a minute'
 	@echo 'make reliability  the table of RELIABILITY.md, from the last records of such checks'
 	@echo 'make fuzz    each fuzzer for FUZZ_SECONDS=$(FUZZ_SECONDS), from its kept corpus (FUZZ_ARGS="--keep")'
 	@echo 'make format  rewrite files as the formatters want them'
@@ -109,6 +110,9 @@ accuracy: $(VENV)/.test $(VENV)/.native
 # The tests that go to the limits, counted.
 limits: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m reliability limits
+
+allocations: $(VENV)/.test $(VENV)/.native
+	$(BIN)/python -m reliability allocations
 
 # The table of RELIABILITY.md, from what the checks have recorded.
 reliability: $(VENV)/.test $(VENV)/.native

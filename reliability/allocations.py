@@ -4,7 +4,7 @@ Each must end as a MemoryError (or succeed where it can do without), write to no
 nothing, and leave the next call with the bits that it always has; the process must live. One
 process for each kind of call (`faulted_calls`), with tests/native/faults.c preloaded: what fails is
 any allocation of gce, numpy and Python that a call makes, and for the operators of ONNX Runtime,
-XLA and PyTorch those of gce's own library. It takes a minute.
+XLA and PyTorch, and for shards, those of gce's own library. It takes a minute.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def inject(kind: str, shim: Path) -> Figures:
     if done.returncode != 0:
         return {"crashes": 1, "said": [f"exit code {done.returncode}", *done.stderr.splitlines()]}
     seen: Figures = json.loads(done.stdout)
+    if not seen.get("faults"):
+        seen["nothing failed"] = 1
     return {what: count for what, count in seen.items() if count}
 
 
@@ -112,8 +114,9 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
         (
             "Memory that cannot be allocated is a MemoryError: nothing leaks, nothing is written, "
             "and the next call gives the bits that it always gives",
-            f"each allocation of {len(figures['kinds'])} kinds of call made to fail, alone and "
-            "with those behind it, in a process's first call too; threads that cannot be made",
+            f"each allocation of {len(figures['kinds'])} kinds of call made to fail (each of gce's "
+            "own where another library calls), alone and with those behind it; of numpy's face in "
+            "a process's first call too; threads that cannot be made",
             "{faults} faults injected, {memory_errors} errors, {completed} calls done "
             "nevertheless, {crashes} crashes, {leaked} blocks leaked, {failures} failures".format(
                 **figures

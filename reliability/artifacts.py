@@ -278,8 +278,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Figures:
     """Look into each file."""
     given = options.artifacts or sorted((ROOT / "dist").glob("gamma_ce-*"))
-    if not given:
-        raise SystemExit("nothing to look into: no files are given, and dist/ has none")
+    kinds = {path.suffix for path in given}
+    if not given or not (options.artifacts or kinds == {".gz", ".whl"}):
+        raise SystemExit(f"dist/ has {sorted(kinds)}, expected wheels and an sdist: make wheels")
     found = {"wheels": 0, "sdists": 0, "newest": {}}
     problems: list[str] = []
     for path in given:

@@ -272,7 +272,7 @@ def try_suite(name: str, folder: Path, short: bool, scratch: Path) -> Figures:
 
     def attempt(what: str, wheel: Path | None) -> None:
         if wheel is None:
-            found[what] = f"no wheel for Python {suite.python} was given"
+            print(f"SKIPPED {what}: none for Python {suite.python} was given")
             return
         place = root.folder / what
         place.mkdir()
@@ -288,6 +288,8 @@ def try_suite(name: str, folder: Path, short: bool, scratch: Path) -> Figures:
 
     try:
         steps()
+        if not found.keys() & {"wheel", "sdist"}:
+            raise Wrong(f"nothing was tried on {name}: expected a wheel, or no --short")
     except Wrong as error:
         print(error)
         found["problems"].append(str(error))
@@ -326,7 +328,7 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
             f"{suite['glibc']}) without a compiler",
             "installed beside numpy alone in a chroot: configuration, reference, a part of the "
             "tests, the operator's library in a C++ host",
-            suite[what] if isinstance(suite[what], str) else said.format(**suite[what]),
+            said.format(**suite[what]),
         )
         for name, suite in figures.items()
         if name in SUITES

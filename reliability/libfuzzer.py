@@ -72,11 +72,14 @@ def fuzz(target: Target, options: argparse.Namespace) -> Figures:
     findings = [name for name in written if name.startswith(KINDS)]
     if code and not findings:
         findings.append(f"exit code {code}")
+    figures = counts(said)
+    if not figures["executions"] and not findings:
+        findings.append("no executions")
     if findings:
         print(said[-20000:], flush=True)
     elif options.keep:
         keep(target)
-    return {**counts(said), "corpus": len(list(target.corpus.iterdir())), "findings": findings}
+    return {**figures, "corpus": len(list(target.corpus.iterdir())), "findings": findings}
 
 
 def call(target: Target, command: list[str]) -> tuple[int, str]:

@@ -22,6 +22,8 @@ def run_pytest(
 ) -> Figures:
     """What pytest said, started in a folder: passed, failed (errors among them), skipped.
 
+    Where it died, or no test passed, one failed at least: nothing is shown by that.
+
     Paths that start with tests are the checkout's, whatever the folder. Python looks first where it
     is started, and the checkout has a package: what is to test another starts elsewhere.
     """
@@ -33,8 +35,9 @@ def run_pytest(
         command += [f"--junitxml={results}", *of_checkout]
         code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
         found = counts(results.read_text(encoding="utf-8")) if results.exists() else None
-    if found is None or (code and not found["failed"]):  # it died, or there is no such test
-        found = {**(found or {"passed": 0, "skipped": 0}), "failed": 1}
+    found = found or {"passed": 0, "failed": 0, "skipped": 0}
+    if (code or not found["passed"]) and not found["failed"]:
+        found["failed"] = 1
     return found
 
 

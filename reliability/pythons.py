@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Figures:
     """Each Python."""
     found = []
-    for python in chosen_pythons(options):
+    pythons = chosen_pythons(options)
+    if not pythons:
+        raise SystemExit("no Python here has a wheel's version")
+    for python in pythons:
         wheel = find_wheel(options.dist, version_of(python) or "none")
         if wheel is None:
             raise SystemExit(f"{options.dist} has no wheel for {python}: run make wheels first")

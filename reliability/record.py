@@ -44,15 +44,18 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
+def nameless(argument: str) -> str:
+    """An argument without a path of this machine, which says nothing to others."""
+    of_checkout = argument.replace(f"{ROOT}/", "")
+    return Path(of_checkout).name if of_checkout.startswith("/") else of_checkout
+
+
 def save(
     name: str, arguments: list[str], seconds: float, figures: Figures, folder: Path = FOLDER
 ) -> Path:
     """Write what the run ``python -m reliability NAME ARGUMENTS`` has found."""
     record = Record(
-        # Relative to the checkout: a path of this machine says nothing to others.
-        command=shlex.join(["python", "-m", "reliability", name, *arguments]).replace(
-            f"{ROOT}/", ""
-        ),
+        command=shlex.join(["python", "-m", "reliability", name, *map(nameless, arguments)]),
         date=datetime.date.today().isoformat(),
         commit=commit(),
         machine=f"{cpu()}, {os.cpu_count()} CPUs",

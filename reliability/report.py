@@ -15,18 +15,22 @@ BEGIN, END = "<!-- reliability -->", "<!-- /reliability -->"
 
 
 def table() -> str:
-    """The promises, and below them where the figures are from."""
+    """What is promised and holds, and below it where the figures are from."""
     rows, runs = [], []
     for name, check in CHECKS.items():
         record = load(name)
         if record is None:
-            runs.append([name, f"`python -m reliability {name}`", "never", "", "", ""])
+            runs.append([name, "has never run", f"`python -m reliability {name}`", "", "", "", ""])
             continue
-        rows += [list(row) for row in check.rows(record.figures)]
+        failures = record.figures["failures"]
+        if not failures:  # or it may not have all figures
+            rows += [list(row) for row in check.rows(record.figures)]
+        result = f"**{failures} failures**" if failures else "passed"
         took = f"{record.seconds / 60:.1f} min"
-        runs.append([name, f"`{record.command}`", record.date, record.commit, record.machine, took])
+        source = [f"`{record.command}`", record.date, record.commit, record.machine, took]
+        runs.append([name, result, *source])
     promises = markdown(["promise", "how it is tested", "last figures"], rows)
-    origins = markdown(["check", "command", "date", "commit", "machine", "took"], runs)
+    origins = markdown(["check", "result", "command", "date", "commit", "machine", "took"], runs)
     return f"{promises}\n\n{origins}"
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reliability import processes
 from reliability.chosen import chosen
 from reliability.pytests import run_pytest
 from reliability.record import ROOT, Figures
@@ -133,7 +134,9 @@ def run(options: argparse.Namespace) -> Figures:
     variants = chosen(options.variants, VARIANTS)
     arguments = shlex.split(options.pytest)
     found = {name: run_tests(name, arguments or VARIANTS[name].tests) for name in variants}
-    if options.training_python and "address" in variants and not arguments:
+    if "address" in variants and not arguments and not options.training_python:
+        processes.skip("release", "no --training-python")
+    elif "address" in variants and not arguments:
         os.environ.setdefault("GCE_STOCK_PYTHON", sys.executable)
         tests = [*LEFT_OUT, "tests/ort_training"]
         found["training"] = run_tests("address", tests, options.training_python)
@@ -145,7 +148,8 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
     what = {
         "address": (
             "No byte is read or written outside of an array or of scratch; nothing undefined",
-            "the test suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer",
+            "the test suite on a build with AddressSanitizer and UndefinedBehaviorSanitizer, but "
+            "for tests of memory and of programs with builds of their own",
         ),
         "training": (
             "The same in ONNX Runtime's training release",
@@ -157,7 +161,12 @@ def rows(figures: Figures) -> list[tuple[str, str, str]]:
         ),
     }
     return [
-        (*what[name], "{passed} tests passed, {failed} failed, {reports} reports".format(**found))
+        (
+            *what[name],
+            "{passed} tests passed, {failed} failed, {skipped} skipped, {reports} reports".format(
+                **found
+            ),
+        )
         for name, found in figures.items()
         if name in what
     ]

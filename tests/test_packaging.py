@@ -45,7 +45,7 @@ def test_pythons_are_the_same_everywhere():
     assert minors == list(range(minors[0], minors[-1] + 1))
     assert list(wheels.VERSIONS) == pythons
     built = PYPROJECT["tool"]["cibuildwheel"]["build"]
-    assert built == "cp3{" + ",".join(map(str, minors)) + "}-*"
+    assert built == "cp3{" + ",".join(map(str, minors)) + "}-* cp314t-*"
 
 
 def pins() -> dict[str, list]:
@@ -83,6 +83,24 @@ def test_pins_are_of_what_a_build_requires():
             assert version, pin
             assert one.specifier.contains(version[1]), (one, pin)
             assert len(hashes) >= 2, (pin, "expected those of an sdist and of wheels")
+
+
+ARCHITECTURES = {
+    "linux": ("manylinux_x86_64", "manylinux_aarch64"),
+    "macos": ("macosx_x86_64", "macosx_arm64"),
+    "windows": (),  # CONTRIBUTING.md says what is missing
+}
+
+
+@pytest.mark.parametrize("platform", ARCHITECTURES)
+def test_what_cibuildwheel_builds(platform):
+    require(importlib.util.find_spec("cibuildwheel"), "cibuildwheel is not installed")
+    command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", str(ROOT)]
+    command += ["--platform", platform]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    versions = [f"cp{version.replace('.', '')}" for version in classified_pythons()]
+    expected = {f"{v}-{arch}" for v in [*versions, "cp314t"] for arch in ARCHITECTURES[platform]}
+    assert set(done.stdout.split()) == expected
 
 
 def test_cibuildwheel_builds_with_the_pins():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from reliability import fuzz_c_abi, libfuzzer, record, report
+from reliability import artifacts, fuzz_c_abi, libfuzzer, pythons, record, report, sanitize
 from reliability.checks import CHECKS
+from reliability.pytests import run_pytest
 
 DONE = """INFO: seed corpus: files: 3 min: 3b max: 30b total: 90b rss: 31Mb
 #4\tINITED cov: 40 ft: 52 corp: 3/90b exec/s: 0 rss: 31Mb
@@ -106,8 +108,9 @@ def test_findings(target):
         assert libfuzzer.fuzz(toy, options())["findings"] == ["crash-da39a3ee"]
 
 
-def test_a_program_that_cannot_start_is_a_failure(target):
-    assert libfuzzer.fuzz(target("", code=1), options())["findings"] == ["exit code 1"]
+@pytest.mark.parametrize(("code", "finding"), [(1, "exit code 1"), (0, "no executions")])
+def test_a_program_that_does_not_fuzz_is_a_failure(target, code, finding):
+    assert libfuzzer.fuzz(target("", code=code), options())["findings"] == [finding]
 
 
 def test_row():
@@ -123,9 +126,73 @@ def test_kept_corpus_is_small():
     assert sum(path.stat().st_size for path in files) < 500_000
 
 
+# --- checks that run tests ------------------------------------------------------------------------
+
+SKIPPED = "import pytest\ndef test_nothing(): pytest.skip('today')\n"
+PASSED = SKIPPED + "def test_something(): pass\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (PASSED, {"passed": 1, "failed": 0, "skipped": 1}),
+        (SKIPPED, {"passed": 0, "failed": 1, "skipped": 1}),
+        ("", {"passed": 0, "failed": 1, "skipped": 0}),
+        ("import os\nos._exit(0)\n", {"passed": 0, "failed": 1, "skipped": 0}),
+    ],
+)
+def test_where_nothing_passed_something_failed(tmp_path, text, expected):
+    path = tmp_path / "test_few.py"
+    path.write_text(text)
+    assert run_pytest([str(path)], folder=tmp_path) == expected
+
+
+def test_what_a_sanitizer_said_is_a_failure(monkeypatch):
+    found = {"passed": 9, "failed": 0, "skipped": 0, "reports": 2}
+    monkeypatch.setattr(sanitize, "run_tests", lambda *_: found)
+    chosen = options(variants=["thread"], pytest="", training_python=None)
+    assert sanitize.run(chosen) == {"thread": found, "failures": 2}
+    monkeypatch.setenv("GCE_REQUIRE_ALL", "1")
+    with pytest.raises(SystemExit, match="without release: no --training-python"):
+        sanitize.run(options(variants=[], pytest="", training_python=None))
+
+
+def test_checks_of_nothing_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pythons, "chosen_pythons", lambda _: [])
+    with pytest.raises(SystemExit, match="no Python here"):
+        pythons.run(options())
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+    (tmp_path / "dist").mkdir()
+    for name in ("", "gamma_ce-1-cp311-cp311-any.whl"):
+        if name:
+            (tmp_path / "dist" / name).touch()
+        with pytest.raises(SystemExit, match=r"expected wheels and an sdist"):
+            artifacts.run(options(artifacts=[]))
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
 def test_the_report_is_that_of_the_last_records():
     text = report.TEXT.read_text(encoding="utf-8")
     assert report.filled(text) == text, "make reliability"
+
+
+def test_a_record_of_failures_is_reported_as_such(monkeypatch):
+    found = record.Record("command", "date", "commit", "machine", 60.0, {"failures": 3})
+    monkeypatch.setattr(report, "load", lambda name: found if name == "kills" else None)
+    lines = report.table().splitlines()
+    assert lines[2] == ""  # no promise holds
+    assert "| kills | **3 failures** | `command` | date | commit | machine | 1.0 min |" in lines
+
+
+def test_records_name_no_machine(tmp_path):
+    given = [f"{record.ROOT}/dist", f"{tmp_path}/some/python3.9", "--dist=x", "-k", "a/b"]
+    path = record.save("limits", given, 1.0, {}, tmp_path)
+    command = json.loads(path.read_text())["command"]
+    assert command == "python -m reliability limits dist python3.9 --dist=x -k a/b"
+    files = [report.TEXT, *record.FOLDER.iterdir()]
+    assert [artifacts.paths_in_text(file.read_bytes()) for file in files] == [[]] * len(files)
 
 
 def test_every_record_is_of_a_check():

@@ -162,6 +162,18 @@ def test_what_is_wrong_is_counted(capfd):
     assert "case 0, hvp: other bits than on one thread" in text and "matmul" in text
 
 
+def test_a_thread_that_ends_is_counted(monkeypatch, capfd):
+    def no_child(*_: object) -> bool:
+        raise OSError("no child today")
+
+    monkeypatch.setattr(calls, "in_child", no_child)
+    right = cases.Case("loss", lambda how: [np.ones(2)], cases.bits([np.ones(2)]))
+    one = calls.Soak([right], [], time.monotonic() + 60.0, 0)
+    one.work(0, random.Random(0))
+    assert one.figures()["failures"] == 1
+    assert "no child today" in capfd.readouterr().err
+
+
 def die() -> bool:
     os.kill(os.getpid(), signal.SIGKILL)
     return True

@@ -61,6 +61,14 @@ class Soak:
         """One thread, to the end."""
         counter = Counter(self.zeros)
         self.counters.append(counter)
+        try:
+            self.call_until_the_end(counter, number, chooser)
+        except BaseException:  # nobody else would know that this thread has ended
+            self.failed(counter, f"thread {number}: {traceback.format_exc()}")
+
+    def call_until_the_end(
+        self, counter: Counter[str], number: int, chooser: random.Random
+    ) -> None:
         next_fork = time.monotonic()
         while (now := time.monotonic()) < self.deadline:
             draw = chooser.random()
@@ -98,7 +106,9 @@ class Soak:
 
     def fork(self, counter: Counter[str], chooser: random.Random) -> None:
         """Have a child make calls of numpy's face: other packages do not promise to survive it."""
-        chosen = [case for case in chooser.sample(self.cases, 20) if case.kind not in doors.DOORS]
+        chosen = [
+            case for case in chooser.choices(self.cases, k=20) if case.kind not in doors.DOORS
+        ]
         text = in_child(lambda: all(bits(case.run(chooser)) == case.want for case in chosen))
         counter["forks"] += 1
         if text:
