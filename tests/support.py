@@ -21,6 +21,16 @@ def require(condition: object, reason: str) -> None:
     pytest.skip(reason)
 
 
+def require_memory(gib: int) -> None:
+    """Skip or fail the test, as `require` does, unless so many GiB are free."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except FileNotFoundError:
+        pytest.skip("this system tells nothing in /proc")
+    kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    require(kib >= gib * 2**20, f"{kib / 2**20:.1f} GiB are free, {gib} wanted")
+
+
 def tool(name: str) -> Any:
     """A script of native/tools, imported."""
     path = Path(__file__).resolve().parent.parent / "native" / "tools" / f"{name}.py"

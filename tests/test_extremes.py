@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -21,7 +20,7 @@ from numpy.lib.stride_tricks import as_strided
 import gce
 from gce import shards
 from reliability import allocations
-from support import require
+from support import require, require_memory
 
 # --- every array argument of every function -------------------------------------------------------
 
@@ -341,17 +340,6 @@ def test_ten_million_classes(isa, gamma):
 
 
 # --- beyond 2^31 ----------------------------------------------------------------------------------
-
-GIB = 2**30
-
-
-def require_memory(gib: int) -> None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except FileNotFoundError:
-        pytest.skip("this system tells nothing in /proc")
-    kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    require(kib * 1024 >= gib * GIB, f"{kib / 2**20:.1f} GiB are free, {gib} wanted")
 
 
 def test_more_than_2_to_the_31_elements():
