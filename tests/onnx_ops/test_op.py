@@ -176,6 +176,23 @@ def test_sessions_from_several_threads():
     assert not wrong
 
 
+IN_A_STORM = """
+import numpy as np
+from op_models import FLOATS, bits, problem, run_op
+from storm import storm
+arguments = problem(np.random.default_rng(0), FLOATS[0], (1000, 700))
+want = bits(run_op(**arguments))
+for _ in storm():
+    for threads in (4, 1, 3):
+        assert bits(run_op(**arguments, threads=threads)) == want
+"""
+
+
+def test_a_storm_of_signals():
+    done = python(IN_A_STORM)
+    assert done.returncode == 0, done.stderr
+
+
 # --- instruction sets -----------------------------------------------------------------------------
 
 ON_AN_ISA = """

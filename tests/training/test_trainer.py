@@ -26,6 +26,7 @@ from small_models import (
 )
 
 import gce
+from engines import python
 from gce import schedules
 from gce.onnx import training
 from gce.onnx.training import SGD, AdamW, Trainer
@@ -435,6 +436,28 @@ def test_two_trainers_at_once():
         found = list(pool.map(train, together))
     assert found == expected
     assert list(map(everything, together)) == list(map(everything, alone))
+
+
+IN_A_STORM = """
+import onnxruntime
+from small_models import batch, everything, perceptron
+from gce.onnx.training import AdamW, Trainer
+from storm import storm
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads, options.log_severity_level = 3, 4
+data = [batch(40_000, step) for step in range(5)]  # large enough for threads
+def results():
+    trainer = Trainer(perceptron(), optimizer=AdamW(), clip_norm=0.5, session_options=options)
+    return [trainer.step(*each) for each in data], everything(trainer)
+want = results()
+for _ in storm():
+    assert results() == want
+"""
+
+
+def test_a_storm_of_signals():
+    done = python(IN_A_STORM)
+    assert done.returncode == 0, done.stderr
 
 
 def wide_perceptron() -> onnx.ModelProto:
