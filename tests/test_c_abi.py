@@ -62,10 +62,14 @@ def test_program(build):
     assert done.stdout == "on baseline\n"
 
 
-def test_program_in_an_emulator():
-    done = run(build_emulated("abi", NATIVE_TESTS / "abi.c"))
+IN_AN_EMULATOR = {"abi": "on neon\non baseline\n", "hostile": ""}
+
+
+@pytest.mark.parametrize("name", IN_AN_EMULATOR)
+def test_program_in_an_emulator(name):
+    done = run(build_emulated(name, NATIVE_TESTS / f"{name}.c"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == "on neon\non baseline\n"
+    assert done.stdout == IN_AN_EMULATOR[name]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
