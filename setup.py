@@ -45,7 +45,7 @@ ISAS = (
 # These come after the interpreter's and the user's own flags, so that neither -ffast-math nor
 # link-time optimisation reaches the kernels: one breaks IEEE promises, one may inline across ISAs.
 COMMON_FLAGS = (
-    *("-std=c++17", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-lto"),
+    *("-std=c++17", "-O3", "-DNDEBUG", "-fno-fast-math", "-ffp-contract=off", "-fno-lto"),
     *("-fvisibility=hidden", "-fPIC", "-pthread", "-Wall", "-Wextra"),
 )
 # An ISA object must hold no weak symbol (an inline std:: function, a vtable): the linker could keep

@@ -95,6 +95,7 @@ void gce_plan::operator delete(void* memory) { memory_of_last_plan.reset(memory)
 extern "C" {
 
 void gce_problem_init(gce_problem* problem) {
+  if (problem == nullptr) return;
   *problem = gce_problem();
   problem->axis = -1;
   problem->reduction = GCE_REDUCTION_MEAN;
@@ -102,6 +103,7 @@ void gce_problem_init(gce_problem* problem) {
 }
 
 void gce_binary_problem_init(gce_binary_problem* problem) {
+  if (problem == nullptr) return;
   *problem = gce_binary_problem();
   problem->reduction = GCE_REDUCTION_MEAN;
   problem->value = GCE_VALUE_PRIMITIVE;
@@ -116,9 +118,11 @@ gce_status gce_binary_plan_create(const gce_binary_problem* problem, int32_t max
   return create_plan(problem, max_workers, plan);
 }
 
-int32_t gce_plan_workers(const gce_plan* plan) { return plan->workers(); }
+int32_t gce_plan_workers(const gce_plan* plan) { return plan == nullptr ? 0 : plan->workers(); }
 
-void gce_plan_work(gce_plan* plan, int32_t worker) { plan->work(worker); }
+void gce_plan_work(gce_plan* plan, int32_t worker) {
+  if (0 <= worker && worker < gce_plan_workers(plan)) plan->work(worker);
+}
 
 void gce_plan_finish(gce_plan* plan) {
   if (plan == nullptr) return;
@@ -131,11 +135,17 @@ gce_status gce_run(const gce_problem* problem) { return run(problem); }
 gce_status gce_binary_run(const gce_binary_problem* problem) { return run(problem); }
 
 gce_status gce_reduction_from_name(const char* name, gce_reduction* reduction) {
-  return guarded([&] { *reduction = gce::reduction_from_name(name); });
+  return guarded([&] {
+    require_pointer("reduction", reduction);
+    *reduction = gce::reduction_from_name(name);
+  });
 }
 
 gce_status gce_value_from_name(const char* name, gce_value* value) {
-  return guarded([&] { *value = gce::value_from_name(name); });
+  return guarded([&] {
+    require_pointer("value", value);
+    *value = gce::value_from_name(name);
+  });
 }
 
 const char* gce_last_error(void) { return last_error.c_str(); }
@@ -143,7 +153,10 @@ const char* gce_last_error(void) { return last_error.c_str(); }
 gce_status gce_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args,
                          const int64_t* strides, int64_t* out_of_range) {
   return guarded([&] {
-    gce::validate_pointwise(op, dtype, n);
+    require_pointer("args", args);
+    require_pointer("strides", strides);
+    require_pointer("out_of_range", out_of_range);
+    gce::validate_pointwise(op, dtype, n, args);
     *out_of_range = gce::kernels().pointwise(static_cast<gce_pointwise_op>(op),
                                              static_cast<gce_dtype>(dtype), n, args, strides);
   });
@@ -157,13 +170,16 @@ gce_status gce_limit(gce_limit_op op, float* to, const float* from, int64_t n, f
 }
 
 gce_status gce_isa_in_use(const char** name) {
-  return guarded([&] { *name = gce::kernels().name; });
+  return guarded([&] {
+    require_pointer("name", name);
+    *name = gce::kernels().name;
+  });
 }
 
 const char* gce_isa_name(int32_t i, int32_t* supported) {
   bool is_supported = false;
   const char* name = gce::isa_name(i, &is_supported);
-  *supported = is_supported ? 1 : 0;
+  if (supported != nullptr) *supported = is_supported ? 1 : 0;
   return name;
 }
 

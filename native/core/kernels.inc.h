@@ -22,6 +22,7 @@
 // changes no digit of theirs. So K need not be the maximum, which would take a pass of its own: it comes from the row's
 // first classes, and the rare row that holds much larger logits is summed again.
 
+#include <cassert>
 #include <new>
 
 #include "kernels/polynomials.inc.h"

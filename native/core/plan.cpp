@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <new>
 #include <thread>
@@ -356,10 +357,12 @@ void Plan::allocate() {
 }
 
 void Plan::work(int32_t worker) {
+  assert(0 <= worker && worker < workers_);
   if (chunks_ == 0) return;
   alignas(kAlignment) char on_stack[kScratchOnStack];
   char* scratch =
       scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : on_stack;
+  assert(reinterpret_cast<uintptr_t>(scratch) % kAlignment == 0);
   if (splits_rows_) {
     return kernels_->work_on_segments(rows_, scratch, worker, long_rows_, chunk_sums_.data());
   }

@@ -436,12 +436,16 @@ void validate_arguments(const gce_problem& problem) {
   check_outputs(problem, rows.array());
 }
 
-void validate_pointwise(int32_t op, int32_t dtype, int64_t n) {
+void validate_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args) {
   require_enum("op", "gce_pointwise_op", op, GCE_POINTWISE_GAMMA_GRAD);
   if (dtype != GCE_FLOAT32 && dtype != GCE_FLOAT64) {
     fail(GCE_TYPE_ERROR, "dtype = ", dtype, " (", name_of(dtype), "), expected float32 or float64");
   }
   if (n < 0) fail(GCE_VALUE_ERROR, "n = ", n, ", expected >= 0");
+  const int count = op == GCE_POINTWISE_GAMMA_GRAD ? 3 : 4;
+  for (int i = 0; n > 0 && i < count; ++i) {
+    if (args[i] == nullptr) fail(GCE_VALUE_ERROR, "args[", i, "] is NULL, expected its address");
+  }
 }
 
 RowWeights validate_elements(const gce_problem& problem, const RowProblem& rows,

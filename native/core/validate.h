@@ -29,7 +29,7 @@ class RowShape {
 void validate_arguments(const gce_problem& problem);
 void validate_arguments(const gce_binary_problem& problem);
 
-void validate_pointwise(int32_t op, int32_t dtype, int64_t n);
+void validate_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args);
 
 // The weights of the counted rows: their sum, and whether there is one that is not 0.
 struct RowWeights {

@@ -142,6 +142,63 @@ static void missing(void) {
               "reduction is NULL, expected a name", __LINE__);
   check_error(gce_value_from_name(NULL, &value), GCE_VALUE_ERROR, "value is NULL, expected a name",
               __LINE__);
+  check_error(gce_reduction_from_name("mean", NULL), GCE_VALUE_ERROR,
+              "reduction is NULL, expected its address", __LINE__);
+  check_error(gce_value_from_name("surrogate", NULL), GCE_VALUE_ERROR,
+              "value is NULL, expected its address", __LINE__);
+  check_error(gce_isa_in_use(NULL), GCE_VALUE_ERROR, "name is NULL, expected its address",
+              __LINE__);
+  CHECK(gce_isa_name(0, NULL) != NULL && gce_isa_name(-1, NULL) == NULL);
+  gce_problem_init(NULL);
+  gce_binary_problem_init(NULL);
+}
+
+/* Workers that a plan does not have do nothing, before the others and after them. */
+static void workers(void) {
+  gce_problem p = good();
+  gce_plan* plan = NULL;
+  CHECK(gce_run(&p) == GCE_OK);
+  const float loss = memory.loss;
+  CHECK(gce_plan_create(&p, 2, &plan) == GCE_OK);
+  const int32_t count = gce_plan_workers(plan);
+  static const int32_t others[] = {-1, INT32_MIN, 2, 1000, INT32_MAX};
+  for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); ++i) gce_plan_work(plan, others[i]);
+  for (int32_t worker = 0; worker < count; ++worker) gce_plan_work(plan, worker);
+  gce_plan_work(plan, count);
+  memory.loss = 0.0f;
+  gce_plan_finish(plan);
+  CHECK(memory.loss == loss);
+  CHECK(gce_plan_workers(NULL) == 0);
+  gce_plan_work(NULL, 0);
+  gce_plan_finish(NULL);
+}
+
+static void pointwise(void) {
+  double l = -1.0, gamma = 0.5, out = 7.0;
+  char* args[3] = {(char*)&l, (char*)&gamma, (char*)&out};
+  const int64_t strides[3] = {0, 0, 0};
+  int64_t outside = 3;
+  for (int i = 0; i < 3; ++i) {
+    static const char* const messages[] = {"args[0] is NULL, expected its address",
+                                           "args[1] is NULL, expected its address",
+                                           "args[2] is NULL, expected its address"};
+    char* given[3] = {args[0], args[1], args[2]};
+    given[i] = NULL;
+    check_error(gce_pointwise(GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT64, 1, given, strides, &outside),
+                GCE_VALUE_ERROR, messages[i], __LINE__);
+    CHECK(gce_pointwise(GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT64, 0, given, strides, &outside) ==
+          GCE_OK);
+  }
+  check_error(gce_pointwise(GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT64, 1, NULL, strides, &outside),
+              GCE_VALUE_ERROR, "args is NULL, expected its address", __LINE__);
+  check_error(gce_pointwise(GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT64, 1, args, NULL, &outside),
+              GCE_VALUE_ERROR, "strides is NULL, expected its address", __LINE__);
+  check_error(gce_pointwise(GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT64, 1, args, strides, NULL),
+              GCE_VALUE_ERROR, "out_of_range is NULL, expected its address", __LINE__);
+  CHECK(out == 7.0);
+  CHECK(gce_pointwise(GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT64, 1, args, strides, &outside) ==
+            GCE_OK &&
+        outside == 0 && out != 7.0);
 }
 
 /* Absent arrays may have anything beside their NULL; and lengths of 1 and no elements at all any stride. */
@@ -261,6 +318,8 @@ int main(void) {
   dimensions();
   lengths();
   missing();
+  workers();
+  pointwise();
   ignored();
   enumerations();
   overlaps();

@@ -87,6 +87,7 @@ void lay_out_as(RowProblem* p, int64_t cache_bytes) {
   p->scratch_bytes = static_cast<size_t>(p->lines_offset) +
                      static_cast<size_t>(p->line_count) * sizeof(SharedLine<Storage>);
   p->chunk_rows = rows_of_chunk(p->classes);
+  assert(0 < p->tile_rows && p->tile_rows <= kMaxTileRows && 0 < p->chunk_rows);
 }
 
 // Adds losses in row order into fixed lanes: a row's is its index within the chunk modulo L, whatever the tiles.
@@ -285,7 +286,9 @@ class Worker {
   // Of row r of the tile, in the ring and in what is kept.
   int64_t place(int64_t r) const {
     const int64_t i = next_place_ + r;
-    return i < p_.ring_rows ? i : i - p_.ring_rows;
+    const int64_t in_ring = i < p_.ring_rows ? i : i - p_.ring_rows;
+    assert(0 <= in_ring && in_ring < p_.ring_rows);
+    return in_ring;
   }
   Scalar* kept(int64_t place = 0) const {
     return reinterpret_cast<Scalar*>(scratch_ + p_.kept_offset + place * p_.kept_stride);

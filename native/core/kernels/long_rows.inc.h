@@ -74,6 +74,7 @@ class SegmentWorker {
     return left < kSegment ? left : kSegment;
   }
   LongRows::Segment& at(int64_t row, int64_t segment) {
+    assert(0 <= row && row < p_.rows && 0 <= segment && segment < segments_);
     return rows_.segments[row * segments_ + segment];
   }
   SummedRow<Storage>& summed(int64_t row) {
@@ -92,7 +93,9 @@ class SegmentWorker {
           z + segment * kSegment, length(segment), zero, reference_exponent(broadcast(probe)),
           static_cast<Scalar*>(nullptr), NothingToFinish(), &found.sum);
     }
-    if (__atomic_sub_fetch(&rows_.rows[row].unfinished, 1, __ATOMIC_ACQ_REL) > 0) return;
+    const int64_t unfinished = __atomic_sub_fetch(&rows_.rows[row].unfinished, 1, __ATOMIC_ACQ_REL);
+    assert(unfinished >= 0);
+    if (unfinished > 0) return;
     end_of_sums(row);
     __atomic_store_n(&rows_.rows[row].is_summed, 1, __ATOMIC_RELEASE);
   }

@@ -69,6 +69,7 @@ template <class OfRows>
   for (int64_t chunk = next(chunks); chunk >= 0; chunk = next(chunks)) {
     const int64_t begin = chunk * problem.chunk_rows;
     const int64_t left = problem.rows - begin;
+    assert(0 < left);
     loss_sums[chunk] =
         of_rows(begin, left < problem.chunk_rows ? problem.rows : begin + problem.chunk_rows);
   }
@@ -96,7 +97,8 @@ class RowCursor {
   int64_t stride(RowArrayId a) const { return problem_.arrays[a].strides[problem_.ndim - 1]; }
   int32_t dtype(RowArrayId a) const { return problem_.arrays[a].dtype; }
 
-  void advance(int64_t n) {  // n <= run()
+  void advance(int64_t n) {
+    assert(0 < n && n <= run());
     int d = problem_.ndim - 1;
     move(d, n);
     while (d > 0 && index_[d] == problem_.shape[d]) {
@@ -301,6 +303,7 @@ void store_run(const RowCursor& cursor, int64_t at, int64_t n, const Tile<Storag
 template <class Storage>
 inline void read_target_logit(const RowProblem& problem, int64_t r, Tile<Storage>* tile) {
   const int64_t target = tile->ignored(r) ? 0 : tile->target[r];
+  assert(target < problem.classes);
   const char* logit = tile->logits[r] + target * problem.logits_class_stride;
   tile->target_logit[r] = to_scalar(read<Storage>(logit));
 }
@@ -308,6 +311,7 @@ inline void read_target_logit(const RowProblem& problem, int64_t r, Tile<Storage
 // The tile's next rows, tile->rows of them, from the cursor's on.
 template <class Storage>
 void load_tile(const RowProblem& problem, RowCursor* cursor, Tile<Storage>* tile) {
+  assert(0 < tile->rows && tile->rows <= kMaxTileRows);
   for (int64_t at = 0; at < tile->rows;) {
     const int64_t n = tile->rows - at < cursor->run() ? tile->rows - at : cursor->run();
     load_run(problem, *cursor, at, n, tile);

@@ -235,10 +235,10 @@ GCE_API gce_status gce_plan_create(const gce_problem* problem, int32_t max_worke
                                    gce_plan** plan);
 GCE_API gce_status gce_binary_plan_create(const gce_binary_problem* problem, int32_t max_workers,
                                           gce_plan** plan);
-/* How many workers have something to do: between 1 and max_workers. */
+/* How many workers have something to do: between 1 and max_workers. Of NULL none. */
 GCE_API int32_t gce_plan_workers(const gce_plan* plan);
 /* Take chunks of rows until none is left. Call it once for each worker in [0, gce_plan_workers),
- * concurrently or one after the other. */
+ * concurrently or one after the other; another worker, and one of NULL, has nothing to do. */
 GCE_API void gce_plan_work(gce_plan* plan, int32_t worker);
 /* After every gce_plan_work has returned: write the reduced loss and free the plan. NULL is fine. */
 GCE_API void gce_plan_finish(gce_plan* plan);
@@ -274,7 +274,7 @@ GCE_API gce_status gce_pointwise(int32_t op, int32_t dtype, int64_t n, char* con
 /* Instruction sets. The best one that this CPU has is chosen at the first use; the environment
  * variable GCE_FORCE_ISA overrides the choice, and is an error if the CPU or the build lacks it. */
 GCE_API gce_status gce_isa_in_use(const char** name);
-/* The i-th ISA compiled in, best first, and whether this CPU has it; NULL past the last. */
+/* The i-th ISA compiled in, best first, and, unless supported is NULL, whether this CPU has it; NULL past the last. */
 GCE_API const char* gce_isa_name(int32_t i, int32_t* supported);
 /* Switch at run time (for tests and benchmarks); NULL returns to the default choice. Not to be called
  * while plans are at work. */
