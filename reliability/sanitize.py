@@ -139,7 +139,8 @@ def run(options: argparse.Namespace) -> Figures:
     elif "address" in variants and not arguments:
         os.environ.setdefault("GCE_STOCK_PYTHON", sys.executable)
         tests = [*LEFT_OUT, "tests/ort_training"]
-        found["training"] = run_tests("address", tests, options.training_python)
+        training_python = str(Path(options.training_python).absolute())
+        found["training"] = run_tests("address", tests, training_python)
     failures = sum(one["failed"] + one["reports"] for one in found.values())
     return {**found, "failures": failures}
 

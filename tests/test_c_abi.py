@@ -43,7 +43,10 @@ def test_program_uses_every_function():
 # slow. What each ISA reads and writes, tests/test_layouts.py sees.
 BUILDS = {
     "plain": [],
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "address": [
+        *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
+        *("-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"),
+    ],
     "thread": ["-fsanitize=thread"],
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -179,6 +180,38 @@ def test_process_to_process(isa):
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.split() == want
+
+
+FLUSHING = """
+import sys
+import torch
+import gce
+from test_determinism import digest, problem
+for dtype in sys.argv[1:]:
+    arguments = problem(dtype, (4099, 33))
+    arguments["logits"] = (30 * arguments["logits"].astype("f8")).astype(dtype)
+    found = set()
+    for flush in (False, True):  # of this thread alone, not of the pool's
+        torch.set_flush_denormal(flush)
+        for threads in (1, 2, 3, 1, 3):
+            found.add(digest(gce.loss_and_grad(**arguments, num_threads=threads)))
+    print(len(found))
+"""
+
+
+def test_a_thread_that_flushes_subnormal_numbers(isa):
+    require(importlib.util.find_spec("torch"), "torch is not installed")
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", FLUSHING, "float32", "float64"],
+        env=os.environ | {"GCE_FORCE_ISA": isa, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["1", "1"]
 
 
 # --- with, without, and where the gradient goes ---------------------------------------------------

@@ -331,3 +331,59 @@ def test_errors_leave_the_next_call_alone():
             gce.loss_and_grad(**given)
         found = gce.loss_and_grad(**arguments())
         assert found[0] == want[0] and found[1].tobytes() == want[1].tobytes()
+
+
+def test_calls_within_calls_end():
+    # Python's own limit is more than the stack has room for.
+    class Recursive:
+        def __init__(self, call):
+            self.call = call
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array([self.call(self)])
+
+        def __float__(self):
+            return float(self.call(self))
+
+    for call in (
+        lambda z: gce.loss(z, [0], 0.1),
+        lambda z: gce.loss([[1.0, 2.0]], [0], 0.1, z_loss=z),
+        lambda z: gce.binary_loss(z, [0.0], 0.1),
+    ):
+        with pytest.raises(RecursionError, match="50 calls of gce within each other"):
+            call(Recursive(call))
+        assert gce.loss([[1.0, 2.0]], [0], 0.1) > 0
+
+
+NUMBERLESS = """
+import numpy as np, gce
+from numpy._core._multiarray_umath import _get_sfloat_dtype
+z, y, odd = np.array([[1.0, 2.0]]), np.array([0]), _get_sfloat_dtype()(1.0)
+for again in range(2):
+    for name, given in {
+        "logits": {"logits": z.view(odd)},
+        "gamma": {"gamma": np.array([0.9]).view(odd)},
+        "weight": {"weight": np.ones(2).view(odd)},
+        "targets": {"targets": z.view(odd)},
+        "out": {"out": z.view(odd)},
+    }.items():
+        try:
+            gce.loss_and_grad(**{"logits": z, "targets": y, "gamma": 0.9} | given)
+        except TypeError as error:
+            assert str(error).startswith(name), error
+        else:
+            raise AssertionError(f"{name} of {odd} was taken")
+    import ml_dtypes
+    gce.loss(z.astype(ml_dtypes.bfloat16), y, 0.9)
+"""
+
+
+def test_dtypes_without_a_type_number():
+    # In a process that has not seen bfloat16 yet, which has one of its own.
+    pytest.importorskip("ml_dtypes")
+    if not hasattr(np._core._multiarray_umath, "_get_sfloat_dtype"):
+        pytest.skip("this numpy has no such dtype")
+    done = subprocess.run(
+        [sys.executable, "-c", NUMBERLESS], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -443,3 +443,23 @@ def test_subclasses_keep_their_class(name):
 @every_ufunc
 def test_pickle(name):
     assert pickle.loads(pickle.dumps(ufunc_of(name))) is ufunc_of(name)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 40])
+def test_reduce_and_accumulate_take_one_element_after_the_other(size):
+    values = np.concatenate([[-0.5], np.linspace(0.1, 0.9, size - 1)])
+    steps = [values[0]]
+    for value in values[1:]:
+        steps.append(gce.gamma_grad(steps[-1], value))
+    np.testing.assert_array_equal(gce.gamma_grad.accumulate(values), steps)
+    np.testing.assert_array_equal(gce.gamma_grad.reduce(values), steps[-1])
+    both = np.stack([values, values], axis=1)
+    np.testing.assert_array_equal(gce.gamma_grad.reduce(both, axis=0), [steps[-1]] * 2)
+
+
+def test_an_output_that_is_an_input():
+    log_p, gamma = np.linspace(-9.0, 0.0, 41), np.linspace(0.0, 1.0, 41)
+    want = gce.gamma_grad(log_p, gamma)
+    np.testing.assert_array_equal(gce.gamma_grad(log_p, gamma, out=log_p), want)
+    log_p = np.linspace(-9.0, 0.0, 41)
+    np.testing.assert_array_equal(gce.gamma_grad(log_p, gamma, out=gamma), want)

@@ -280,10 +280,10 @@ def _probabilities(model: onnx.ModelProto, name: str) -> onnx.NodeProto | None:
         output: node for node in model.graph.node for output in node.output
     }
     while name in made:
-        node = made[name]
+        node = made.pop(name)  # or a cycle, which no check has refused yet, had no end
         if node.op_type in ("Softmax", "Sigmoid"):
             return node
-        if node.op_type not in SAME_ELEMENTS:
+        if node.op_type not in SAME_ELEMENTS or not node.input:
             return None
         name = node.input[0]
     return None

@@ -17,6 +17,16 @@ __all__ = ["arguments_of", "array_of", "errors_of_pytorch"]
 def array_of(tensor: torch.Tensor) -> NDArray[Any]:
     """The memory of a CPU tensor as an array of the same shape, strides and dtype."""
     tensor = tensor.detach().resolve_neg()
+    if tensor.numel() and tensor.layout == torch.strided:
+        steps = ((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        needed = (tensor.storage_offset() + sum(steps) + 1) * tensor.element_size()
+        if (
+            found := tensor.untyped_storage().nbytes()
+        ) < needed:  # numpy would read what is not there
+            raise ArgumentValueError(
+                f"a tensor of shape {tuple(tensor.shape)} has a storage of {found} bytes, expected"
+                f" {needed} or more"
+            )
     is_bfloat16 = tensor.dtype == torch.bfloat16
     array: NDArray[Any] = (tensor.view(torch.int16) if is_bfloat16 else tensor).numpy()
     if is_bfloat16:

@@ -6,6 +6,7 @@
 #include <new>
 #include <thread>
 
+#include "default_floats.h"
 #include "dispatch.h"
 #include "row_options.h"
 #include "storage.h"
@@ -359,6 +360,7 @@ void Plan::allocate() {
 void Plan::work(int32_t worker) {
   assert(0 <= worker && worker < workers_);
   if (chunks_ == 0) return;
+  const DefaultFloats default_floats;
   alignas(kAlignment) char on_stack[kScratchOnStack];
   char* scratch =
       scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : on_stack;

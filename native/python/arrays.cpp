@@ -10,8 +10,9 @@ namespace {
 // ml_dtypes.bfloat16 registers itself with numpy under a type number of its own.
 bool is_bfloat16(const PyArray_Descr* descr) {
   static std::atomic<int> known_typenum{-1};
+  if (descr->type_num < NPY_USERDEF)
+    return false;  // also those that have none, of numpy's newer kind
   if (descr->type_num == known_typenum) return true;
-  if (descr->type_num < NPY_USERDEF) return false;
   const char* name = std::strrchr(descr->typeobj->tp_name, '.');
   name = name == nullptr ? descr->typeobj->tp_name : name + 1;
   if (std::strcmp(name, "bfloat16") != 0) return false;

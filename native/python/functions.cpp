@@ -247,12 +247,35 @@ PyObject* binary_loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyO
   return PyTuple_Pack(2, loss.result().get(), call.out.object());
 }
 
+// A call that an argument's own Python code makes is within another, whose frames take 16 KiB: Python's limit of recursion
+// is more than a stack holds of them.
+class Nesting {
+ public:
+  Nesting() {
+    if (depth_ == kDeepest) {
+      PyErr_Format(PyExc_RecursionError, "found %d calls of gce within each other, expected fewer",
+                   kDeepest);
+      throw PythonError();
+    }
+    ++depth_;
+  }
+  ~Nesting() { --depth_; }
+  Nesting(const Nesting&) = delete;
+  Nesting& operator=(const Nesting&) = delete;
+
+ private:
+  static constexpr int kDeepest = 50;
+  static thread_local int depth_;
+};
+thread_local int Nesting::depth_ = 0;
+
 using Function = PyObject* (*)(PyObject* const*, Py_ssize_t, PyObject*);
 
 // The face of a function to the interpreter: C++ exceptions end here.
 template <Function function>
 PyObject* entry(PyObject*, PyObject* const* args, Py_ssize_t positional, PyObject* keywords) {
   try {
+    const Nesting nesting;
     return function(args, positional, keywords);
   } catch (const PythonError&) {
     return nullptr;

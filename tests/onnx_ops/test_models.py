@@ -649,3 +649,18 @@ def test_without_onnx():
 def test_all_names_are_there():
     assert all(hasattr(gce.onnx, name) for name in gce.onnx.__all__)
     assert dir(gce.onnx) == gce.onnx.__all__
+
+
+@pytest.mark.parametrize("inputs", [["z"], ["b"], []])
+def test_models_that_are_no_graph_are_refused(inputs):
+    value = onnx.helper.make_tensor_value_info
+    floats = onnx.TensorProto.FLOAT
+    nodes = [
+        onnx.helper.make_node("Identity", inputs, ["z"]),
+        onnx.helper.make_node("Identity", ["z"], ["b"]),
+    ]
+    outputs = [value(name, floats, [2, 3]) for name in ("z", "b")]
+    graph = onnx.helper.make_graph(nodes, "cycle", [value("x", floats, [2, 3])], outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    with pytest.raises(ValueError, match="logits is not given"):
+        gce.onnx.attach_loss(model)
