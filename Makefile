@@ -65,7 +65,7 @@ test-onnxruntime-%: $(VENV)-onnxruntime-%/.ready $(VENV)/.native
 	$(VENV)-onnxruntime-$*/bin/python -m pytest tests/onnx_ops $(PYTEST_ARGS)
 
 # With ONNX Runtime's training release: of the operator's tests what it may change; test-matrix has them all.
-TRAINING_TESTS := tests/ort_training $(patsubst %,tests/onnx_ops/test_%.py,op malformed limits)
+TRAINING_TESTS := tests/ort_training $(patsubst %,tests/onnx_ops/test_%.py,op op_limits malformed)
 ifneq ($(TRAINS),)
 test-ort-training: $(VENV)-ort-training/.ready $(VENV)/.native
 	GCE_STOCK_PYTHON='$(abspath $(BIN)/python)' \

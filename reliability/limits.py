@@ -28,7 +28,7 @@ PARTS = {
         "unaligned, read-only, backwards, of stride 0, byte-swapped, overlapping; no rows, one "
         "class, ten million, 2^31 elements and more, sizes whose product overflows, results that "
         "no memory has room for; in each argument of each function",
-        ("test_extremes", "test_layouts", "test_out", "test_errors", "onnx_ops/test_limits"),
+        ("test_extremes", "test_layouts", "test_out", "test_errors", "onnx_ops/test_op_limits"),
     ),
     "process": Part(
         "Whatever happens to the process, a call ends right or is refused with words",

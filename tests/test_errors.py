@@ -381,7 +381,8 @@ for again in range(2):
 def test_dtypes_without_a_type_number():
     # In a process that has not seen bfloat16 yet, which has one of its own.
     pytest.importorskip("ml_dtypes")
-    if not hasattr(np._core._multiarray_umath, "_get_sfloat_dtype"):
+    umath = pytest.importorskip("numpy._core._multiarray_umath")  # numpy 2
+    if not hasattr(umath, "_get_sfloat_dtype"):
         pytest.skip("this numpy has no such dtype")
     done = subprocess.run(
         [sys.executable, "-c", NUMBERLESS], capture_output=True, text=True, check=False

@@ -249,25 +249,25 @@ PyObject* binary_loss_and_grad(PyObject* const* args, Py_ssize_t positional, PyO
 
 // A call that an argument's own Python code makes is within another, whose frames take 16 KiB: Python's limit of recursion
 // is more than a stack holds of them.
+thread_local int calls_within_each_other = 0;
+
 class Nesting {
  public:
   Nesting() {
-    if (depth_ == kDeepest) {
+    if (calls_within_each_other == kDeepest) {
       PyErr_Format(PyExc_RecursionError, "found %d calls of gce within each other, expected fewer",
                    kDeepest);
       throw PythonError();
     }
-    ++depth_;
+    ++calls_within_each_other;
   }
-  ~Nesting() { --depth_; }
+  ~Nesting() { --calls_within_each_other; }
   Nesting(const Nesting&) = delete;
   Nesting& operator=(const Nesting&) = delete;
 
  private:
   static constexpr int kDeepest = 50;
-  static thread_local int depth_;
 };
-thread_local int Nesting::depth_ = 0;
 
 using Function = PyObject* (*)(PyObject* const*, Py_ssize_t, PyObject*);
 
