@@ -134,9 +134,10 @@ def run(options: argparse.Namespace) -> Figures:
     variants = chosen(options.variants, VARIANTS)
     arguments = shlex.split(options.pytest)
     found = {name: run_tests(name, arguments or VARIANTS[name].tests) for name in variants}
-    if "address" in variants and not arguments and not options.training_python:
+    is_whole = "address" in variants and not arguments
+    if is_whole and not options.training_python:
         processes.skip("release", "no --training-python")
-    elif "address" in variants and not arguments:
+    elif is_whole:
         os.environ.setdefault("GCE_STOCK_PYTHON", sys.executable)
         tests = [*LEFT_OUT, "tests/ort_training"]
         training_python = str(Path(options.training_python).absolute())

@@ -163,11 +163,11 @@ def test_checks_of_nothing_are_refused(tmp_path, monkeypatch):
         pythons.run(options())
     monkeypatch.setattr(artifacts, "ROOT", tmp_path)
     (tmp_path / "dist").mkdir()
-    for name in ("", "gamma_ce-1-cp311-cp311-any.whl"):
-        if name:
-            (tmp_path / "dist" / name).touch()
-        with pytest.raises(SystemExit, match=r"expected wheels and an sdist"):
-            artifacts.run(options(artifacts=[]))
+    with pytest.raises(SystemExit, match=r"has \[\], expected wheels and an sdist"):
+        artifacts.run(options(artifacts=[]))
+    (tmp_path / "dist" / "gamma_ce-1-cp311-cp311-any.whl").touch()
+    with pytest.raises(SystemExit, match=r"has \['.whl'\], expected wheels and an sdist"):
+        artifacts.run(options(artifacts=[]))
 
 
 # --- records --------------------------------------------------------------------------------------

@@ -464,8 +464,6 @@ def test_every_option_of_the_numpy_face():
 @pytest.mark.parametrize("which", ["input", "target", "weight"])
 @pytest.mark.parametrize("left", [0, 7])
 def test_storage_that_was_freed(which, left):
-    from gce.torch import gamma_cross_entropy
-
     given = {"input": torch.randn(4, 5), "target": torch.arange(4), "weight": torch.ones(5)}
     given[which].untyped_storage().resize_(left)
     with pytest.raises(ValueError, match=f"has a storage of {left} bytes, expected"):

@@ -20,9 +20,8 @@ def array_of(tensor: torch.Tensor) -> NDArray[Any]:
     if tensor.numel() and tensor.layout == torch.strided:
         steps = ((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
         needed = (tensor.storage_offset() + sum(steps) + 1) * tensor.element_size()
-        if (
-            found := tensor.untyped_storage().nbytes()
-        ) < needed:  # numpy would read what is not there
+        found = tensor.untyped_storage().nbytes()
+        if found < needed:  # numpy would read what is not there
             raise ArgumentValueError(
                 f"a tensor of shape {tuple(tensor.shape)} has a storage of {found} bytes, expected"
                 f" {needed} or more"

@@ -653,14 +653,14 @@ def test_all_names_are_there():
 
 @pytest.mark.parametrize("inputs", [["z"], ["b"], []])
 def test_models_that_are_no_graph_are_refused(inputs):
-    value = onnx.helper.make_tensor_value_info
-    floats = onnx.TensorProto.FLOAT
+    x, *outputs = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("x", "z", "b")
+    )
     nodes = [
-        onnx.helper.make_node("Identity", inputs, ["z"]),
-        onnx.helper.make_node("Identity", ["z"], ["b"]),
+        helper.make_node("Identity", inputs, ["z"]),
+        helper.make_node("Identity", ["z"], ["b"]),
     ]
-    outputs = [value(name, floats, [2, 3]) for name in ("z", "b")]
-    graph = onnx.helper.make_graph(nodes, "cycle", [value("x", floats, [2, 3])], outputs)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    graph = helper.make_graph(nodes, "cycle", [x], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     with pytest.raises(ValueError, match="logits is not given"):
         gce.onnx.attach_loss(model)
