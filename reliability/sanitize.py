@@ -135,13 +135,14 @@ def run(options: argparse.Namespace) -> Figures:
     arguments = shlex.split(options.pytest)
     found = {name: run_tests(name, arguments or VARIANTS[name].tests) for name in variants}
     is_whole = "address" in variants and not arguments
-    if is_whole and not options.training_python:
-        processes.skip("release", "no --training-python")
-    elif is_whole:
+    pythons = {}
+    if is_whole:
+        pythons = processes.training_pythons(sys.executable, options.training_python)
+    if "release" in pythons:
         os.environ.setdefault("GCE_STOCK_PYTHON", sys.executable)
         tests = [*LEFT_OUT, "tests/ort_training"]
-        training_python = str(Path(options.training_python).absolute())
-        found["training"] = run_tests("address", tests, training_python)
+        release = str(Path(pythons["release"]).absolute())
+        found["training"] = run_tests("address", tests, release)
     failures = sum(one["failed"] + one["reports"] for one in found.values())
     return {**found, "failures": failures}
 

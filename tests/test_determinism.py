@@ -165,21 +165,26 @@ for dtype in sys.argv[1:]:
 """
 
 
+def printed_by(script, dtypes, isa, **environment):
+    """Words, by a process that has this file's functions and an ISA."""
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", script, *dtypes],
+        env=os.environ | {"GCE_FORCE_ISA": isa, "PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
 def test_process_to_process(isa):
     dtypes = ("float16", "float32", "float64")
     want = [digest(gce.loss_and_grad(**problem(dtype, (4099, 33)))) for dtype in dtypes]
-    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
     for threads in ("1", "5"):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, *dtypes],
-            env=os.environ | {"GCE_FORCE_ISA": isa, "GCE_NUM_THREADS": threads, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.split() == want
+        assert printed_by(SCRIPT, dtypes, isa, GCE_NUM_THREADS=threads) == want
 
 
 FLUSHING = """
@@ -201,17 +206,7 @@ for dtype in sys.argv[1:]:
 
 def test_a_thread_that_flushes_subnormal_numbers(isa):
     require(importlib.util.find_spec("torch"), "torch is not installed")
-    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", FLUSHING, "float32", "float64"],
-        env=os.environ | {"GCE_FORCE_ISA": isa, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["1", "1"]
+    assert printed_by(FLUSHING, ("float32", "float64"), isa) == ["1", "1"]
 
 
 # --- with, without, and where the gradient goes ---------------------------------------------------

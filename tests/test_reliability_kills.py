@@ -105,10 +105,11 @@ def test_a_sound_training_survives(tmp_path, monkeypatch):
 def test_after_a_machine_paused(tmp_path, monkeypatch):
     monkeypatch.setitem(killed.WAYS, "stock", Sound)
     killing = killed.Killing("stock", tmp_path, random.Random(0))
-    killing.step_lasts = 2.0  # what a pause has it believe
-    for number in range(5):
-        killing.train(tmp_path / f"training {number}", 10)
-    assert killing.counter["kills"] == 10 and killing.counter["trainings"] == 5
+    # What a pause has it believe, by which it would meet none of a hundred trainings.
+    killing.step_lasts = 60.0
+    while killing.counter["kills"] < 10 and killing.counter["trainings"] < 100:
+        killing.train(tmp_path / f"training {killing.counter['trainings']}", 10)
+    assert killing.counter["kills"] == 10 and killing.counter["failures"] == 0
 
 
 @pytest.mark.parametrize("training", [Forgetful, InPlace, Late])

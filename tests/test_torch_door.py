@@ -310,6 +310,8 @@ def test_threads_are_those_of_pytorch(monkeypatch):
         ({"input": "float8_e4m3fn"}, TypeError, "Float8_e4m3fn"),
         ({"target": "bool"}, TypeError, r"targets has dtype bool, expected an integer dtype"),
         ({"gamma": "half"}, TypeError, "gamma is 'half', expected a number or a Tensor"),
+        ({"gamma": 10**400}, ValueError, "gamma is an integer that no float64 holds, expected"),
+        ({"threshold": -(10**400)}, ValueError, "threshold is an integer that no float64 holds"),
         ({"gamma": None}, TypeError, "gamma is None, expected a number or a Tensor"),
         ({"threshold": "high"}, TypeError, "threshold is 'high', expected a number or a Tensor"),
         ({"gamma": torch.tensor(0.5j)}, TypeError, "gamma has dtype complex64, expected a float"),

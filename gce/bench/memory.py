@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 from collections.abc import Callable
@@ -24,8 +25,9 @@ class Unavailable(Exception):
 def peak_of(call: Callable[[], Result]) -> tuple[Result, int]:
     """Call, and count the bytes that the process held at most beyond those before.
 
-    What an allocator holds back from earlier calls is returned to the system first; pages are
-    counted, and for each thread in batches of 64, so that less than 256 KiB is noise.
+    What Python's collector would free during the call is freed first, and what an allocator holds
+    back from earlier calls is returned to the system. Pages are counted, and for each thread in
+    batches of 64, so that less than 256 KiB is noise.
 
     Parameters
     ----------
@@ -47,6 +49,7 @@ def peak_of(call: Callable[[], Result]) -> tuple[Result, int]:
     try:
         trim = ctypes.CDLL(None).malloc_trim
         clear = Path("/proc/self/clear_refs")
+        gc.collect()
         trim(0)
         clear.write_text(FORGET_PEAK)
         before = kilobytes("VmRSS")

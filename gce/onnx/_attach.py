@@ -254,6 +254,8 @@ def name_of_logits(model: onnx.ModelProto, logits: str | None) -> str:
                 f"are {names}{_hint(model, names)}"
             )
         logits = names[0]
+    elif not isinstance(logits, str):
+        raise TypeError(f"logits has type {type(logits).__name__}, expected str, a value's name")
     elif logits not in value_names(model):
         raise ValueError(
             f"logits = {logits!r}, expected a value of the model, as its outputs {names}"
@@ -319,7 +321,11 @@ def _type_of_logits(model: onnx.ModelProto, logits: str) -> tuple[int, Dims]:
 
 def _split_axis(dims: Dims, axis: int, opset: int) -> tuple[Dims, Any]:
     """Dimensions of the rows, and that of the classes."""
-    if operator.index(axis) not in (1, -1):
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis has type {type(axis).__name__}, expected int") from None
+    if axis not in (1, -1):
         raise ValueError(f"axis = {axis}, expected 1 or -1")
     if axis == -1 and len(dims) > 2 and opset < OPSET_OF_ALLOWZERO:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,7 @@ def loss_node(
     for argument, number in numbers.items():
         if np.ndim(number) != 0:
             raise TypeError(f"{argument} has shape {np.shape(number)}, expected a number")
+        _require_float32(argument, number)
     attributes: dict[str, Any] = {"reduction": reduction, "value": value, **numbers}
     check_attributes({**attributes, "shift": shift, "ignore_index": ignore_index})
     attributes |= {name: float(number) for name, number in numbers.items()}
@@ -102,6 +104,18 @@ def loss_node(
         domain=DOMAIN,
         **attributes,
     )
+
+
+def _require_float32(argument: str, number: Any) -> None:
+    """That a finite number stays one, and a softcap does not become 0, which is none."""
+    try:
+        with np.errstate(over="ignore", under="ignore"):
+            wide, narrow = float(number), np.float32(number)
+    except (TypeError, ValueError, OverflowError):
+        return  # the core has to say what that is
+    is_lost = argument == "softcap" and wide > 0.0 and narrow == 0.0
+    if is_lost or (math.isfinite(wide) and np.isinf(narrow)):
+        raise ValueError(f"{argument} = {wide:g} is {narrow:g} as a float32, which an attribute is")
 
 
 def check_attributes(attributes: dict[str, Any], probabilities: bool = False) -> None:

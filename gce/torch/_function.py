@@ -157,7 +157,7 @@ def gamma_cross_entropy(
         weight,
         sample_weight,
         row_threshold,
-        float(threshold) if is_number else 0.0,
+        _as_float("threshold", threshold) if is_number else 0.0,
         value,
         ignore_index,
         label_smoothing,
@@ -197,8 +197,21 @@ def _as_tensor(name: str, number: Any) -> torch.Tensor:
         return torch.ones((), dtype=torch.float64, device="cpu") * number
     try:
         return torch.as_tensor(number, dtype=torch.float64, device="cpu")
+    except OverflowError as error:
+        raise _too_large(name) from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} is {number!r}, expected a number or a Tensor") from error
+
+
+def _as_float(name: str, number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError as error:
+        raise _too_large(name) from error
+
+
+def _too_large(name: str) -> ValueError:
+    return ValueError(f"{name} is an integer that no float64 holds, expected 0 <= {name} <= 1")
 
 
 def _check_options(**options: Any) -> None:

@@ -15,6 +15,9 @@
 
 namespace gce {
 
+// Of an elementwise function: l, gamma and, but for the last of them, b.
+static inline int inputs_of(int32_t op) { return op == GCE_POINTWISE_GAMMA_GRAD ? 2 : 3; }
+
 // Lets another thread run: the core's, as that of the C++ library is inline.
 void yield_thread();
 

@@ -442,8 +442,7 @@ void validate_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args)
     fail(GCE_TYPE_ERROR, "dtype = ", dtype, " (", name_of(dtype), "), expected float32 or float64");
   }
   if (n < 0) fail(GCE_VALUE_ERROR, "n = ", n, ", expected >= 0");
-  const int count = op == GCE_POINTWISE_GAMMA_GRAD ? 3 : 4;
-  for (int i = 0; n > 0 && i < count; ++i) {
+  for (int i = 0; n > 0 && i <= inputs_of(op); ++i) {
     if (args[i] == nullptr) fail(GCE_VALUE_ERROR, "args[", i, "] is NULL, expected its address");
   }
 }

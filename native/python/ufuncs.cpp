@@ -1,6 +1,5 @@
 #include "ufuncs.h"
 
-#include <algorithm>
 #include <cfenv>
 
 #include "arrays.h"
@@ -25,38 +24,14 @@ Loop loops[3][2] = {
     {{GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT32}, {GCE_POINTWISE_GAMMA_GRAD, GCE_FLOAT64}},
 };
 
-// Whether an element's input may be what another element wrote, as in reduce and accumulate: then one follows the other.
-bool is_sequential(char* const* args, const npy_intp* steps, npy_intp n, int inputs) {
-  const auto first = [&](int a) { return steps[a] < 0 ? args[a] + (n - 1) * steps[a] : args[a]; };
-  const auto last = [&](int a) { return steps[a] < 0 ? args[a] : args[a] + (n - 1) * steps[a]; };
-  const int out = inputs;
-  for (int a = 0; a < inputs; ++a) {
-    const bool is_out = args[a] == args[out] && steps[a] == steps[out] && steps[out] != 0;
-    const auto size = static_cast<npy_intp>(sizeof(double));
-    if (!is_out && first(a) < last(out) + size && first(out) < last(a) + size) return true;
-  }
-  return false;
-}
-
 // numpy turns floating-point flags into warnings: only a parameter out of range shall raise one.
 void run_loop(char** args, const npy_intp* dimensions, const npy_intp* steps, void* data) {
   const Loop* loop = static_cast<const Loop*>(data);
   std::fenv_t environment;
   std::feholdexcept(&environment);
-  const int inputs = loop->op == GCE_POINTWISE_GAMMA_GRAD ? 2 : 3;
-  const npy_intp n = dimensions[0];
-  const npy_intp at_once = is_sequential(args, steps, n, inputs) ? 1 : n;
-  char* at[4] = {};
-  std::copy_n(args, inputs + 1, at);
   int64_t out_of_range = 0;
-  gce_status status = GCE_OK;
-  for (npy_intp i = 0; i < n && status == GCE_OK; i += at_once) {
-    int64_t outside = 0;
-    status = gce_pointwise(loop->op, loop->dtype, at_once, at,
-                           reinterpret_cast<const int64_t*>(steps), &outside);
-    out_of_range += outside;
-    for (int a = 0; a <= inputs; ++a) at[a] += at_once * steps[a];
-  }
+  const gce_status status = gce_pointwise(loop->op, loop->dtype, dimensions[0], args,
+                                          reinterpret_cast<const int64_t*>(steps), &out_of_range);
   std::fesetenv(&environment);
   if (out_of_range > 0) std::feraiseexcept(FE_INVALID);
   if (status != GCE_OK) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import math
 import re
 import subprocess
 import sys
@@ -287,7 +288,15 @@ WRONG = [
         "ignore_index = 2, expected none, or a negative one, for targets that are probabilities",
         {"ignore_index": 2, "probabilities": True},
     ),
+    (TypeError, "axis has type str, expected int", {"axis": "1"}),
+    (TypeError, "axis has type float, expected int", {"axis": math.nan}),
+    (TypeError, "logits has type list, expected str", {"logits": ["logits"]}),
     (ValueError, "softcap = -1, expected a finite number > 0", {"softcap": -1.0}),
+    (ValueError, "softcap = 1e-60 is 0 as a float32", {"softcap": 1e-60}),
+    (ValueError, "softcap = 1e+60 is inf as a float32", {"softcap": 1e60}),
+    (ValueError, "z_loss = 1e+60 is inf as a float32", {"z_loss": 1e60}),
+    (ValueError, "z_loss = inf, expected a finite number >= 0", {"z_loss": math.inf}),
+    (ValueError, "softcap = inf, expected a finite number", {"softcap": 10**400}),
     (TypeError, "softcap has shape (1,), expected a number", {"softcap": [1.0]}),
     (ValueError, "shift = -1, expected >= 0", {"shift": -1}),
     (ValueError, "shift = 2147483648, expected a 32-bit", {"shift": 2**31}),

@@ -3,7 +3,7 @@
 //   loss (l, gamma, b)   grad_weight (l, gamma, b)   gamma_grad (l, gamma) = dL/dgamma at b = 0
 //
 // l and the result are float or double; gamma and b are double always, as is the arithmetic. Any
-// strides; out may be an input. Errors below 4 ulp of normal results, of gamma_grad below 20: its subtraction cancels
+// strides; out may be an input, or overlap inputs. Errors below 4 ulp of normal results, of gamma_grad below 20: its subtraction cancels
 // where v is just too large for the series.
 
 namespace gce {
@@ -43,14 +43,28 @@ inline F64 pointwise_gamma_grad(F64 l, F64 gamma) {
   return gamma_grad(target_prob_of(l, exponential_of(l)), l, gamma, broadcast(0.0));
 }
 
+// Whether an input may be what another element wrote, as in numpy's reduce and accumulate: then one follows the other.
+inline bool is_sequential(int inputs, int64_t n, char* const* args, const int64_t* strides) {
+  const auto first = [&](int a) { return args[a] + (strides[a] < 0 ? (n - 1) * strides[a] : 0); };
+  const auto last = [&](int a) { return args[a] + (strides[a] < 0 ? 0 : (n - 1) * strides[a]); };
+  const int out = inputs;
+  for (int a = 0; a < inputs; ++a) {
+    const bool is_out = args[a] == args[out] && strides[a] == strides[out] && strides[out] != 0;
+    const auto size = static_cast<int64_t>(sizeof(double));
+    if (!is_out && first(a) < last(out) + size && first(out) < last(a) + size) return true;
+  }
+  return false;
+}
+
 template <class Scalar>
 int64_t pointwise_loop(gce_pointwise_op op, int64_t n, char* const* args, const int64_t* strides) {
   constexpr int kLanes = F64::kLanes;
-  const int inputs = op == GCE_POINTWISE_GAMMA_GRAD ? 2 : 3;
+  const int inputs = inputs_of(op);
+  const int at_once = n > 1 && is_sequential(inputs, n, args, strides) ? 1 : kLanes;
   const double nan = __builtin_nan("");
   int64_t out_of_range = 0;
-  for (int64_t start = 0; start < n; start += kLanes) {
-    const int64_t count = n - start < kLanes ? n - start : kLanes;
+  for (int64_t start = 0; start < n; start += at_once) {
+    const int64_t count = n - start < at_once ? n - start : at_once;
     double in[3][kLanes] = {};
     double out[kLanes];
     for (int64_t i = 0; i < count; ++i) {
