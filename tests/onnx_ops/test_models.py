@@ -273,7 +273,6 @@ WRONG = [
     (TypeError, "loss has type NoneType, expected str", {"loss": None}),
     (ValueError, "axis = 0, expected 1 or -1", {"axis": 0}),
     (ValueError, "axis = 2, expected 1 or -1", {"axis": 2}),
-    (TypeError, "'str' object cannot be interpreted as an integer", {"axis": "1"}),
     (TypeError, "labels_dtype = 'uint8', expected one of int64, int32", {"labels_dtype": "uint8"}),
     (TypeError, "labels_dtype = 'foo', expected one of int64", {"labels_dtype": "foo"}),
     (TypeError, "labels_dtype = 'M8[s]', expected one of int64", {"labels_dtype": "M8[s]"}),
