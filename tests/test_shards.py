@@ -314,7 +314,7 @@ def test_errors_of_merge():
         (object(), TypeError),
         ([None, {}], TypeError),
     ],
-    ids=str,
+    ids=["text", "ragged", "too large", "an object", "of objects"],
 )
 def test_merge_says_which_part_is_no_array(part, error):
     with pytest.raises(error, match=r"^parts\[1\] is no array of float64: "):

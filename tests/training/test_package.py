@@ -106,7 +106,7 @@ def test_public_names_are_documented():
 
 
 @pytest.mark.parametrize(
-    "item", [training.training_graph, training.Trainer, training.SGD, training.AdamW], ids=str
+    "item", [training.training_graph, training.Trainer, training.SGD, training.AdamW]
 )
 def test_every_argument_is_documented(item):
     names = list(inspect.signature(item).parameters)
