@@ -51,6 +51,7 @@ LEFT_OUT = (
     *("-k", " and ".join(f"not {name}" for name in UNLIKE)),
     *(f"--ignore=tests/{name}.py" for name in OTHERS),
 )
+TOGETHER = ("-n", "auto", "--dist", "loadgroup")  # on each CPU a part of the suite
 # glibc gives the thread-local memory of a thread that has ended to a new one, under a lock that is
 # its own, which ThreadSanitizer does not see.
 SUPPRESSIONS = "race:_dl_deallocate_tls\n"
@@ -60,7 +61,7 @@ VARIANTS = {
         "address,undefined,float-cast-overflow",
         "libasan.so",
         "ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1",
-        (*LEFT_OUT, "tests"),
+        (*LEFT_OUT, *TOGETHER, "tests"),
     ),
     "thread": Variant(
         "thread",

@@ -342,6 +342,7 @@ def test_ten_million_classes(isa, gamma):
 # --- beyond 2^31 ----------------------------------------------------------------------------------
 
 
+@pytest.mark.xdist_group("memory")
 def test_more_than_2_to_the_31_elements():
     # 4 GiB of 16-bit logits in place, in one call after the other.
     require_memory(6)

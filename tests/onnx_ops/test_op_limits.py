@@ -40,6 +40,7 @@ def run_in_place(arguments: Any, **attributes: Any) -> Any:
     return run_bound(session, arguments, scores.shape, grad=place)
 
 
+@pytest.mark.xdist_group("memory")
 def test_more_than_2_to_the_31_elements():
     # 4 GiB of scores, which are the same thousand rows again and again.
     require_memory(6)
