@@ -78,7 +78,7 @@ NOT_HELD = [
 
 
 @pytest.mark.parametrize(("grad", "shape", "message"), NOT_HELD, ids=str)
-def test_sizes_that_no_memory_holds(grad, shape, message):
+def test_scores_that_no_memory_holds(grad, shape, message):
     # The scores are not there: it has to be an error before they are read.
     arguments = problem(np.random.default_rng(0), FLOATS[0], (1, 5))
     session = make_session(op_model_for(arguments, grad=grad))
