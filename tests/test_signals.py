@@ -17,6 +17,8 @@ START = """
     import os, signal, sys, threading, time
     import numpy as np
     import gce
+    # Which a shell's background processes ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((3000, 700), np.float32)
     targets = rng.integers(0, 700, 3000)
