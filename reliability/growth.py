@@ -20,7 +20,7 @@ MIB = 2**20
 class Sample(NamedTuple):
     """What a process holds."""
 
-    memory: int  # bytes that are resident
+    memory: int  # bytes, resident and its own: pages of files the system takes and brings back
     threads: int
     files: int
 
@@ -35,8 +35,10 @@ BOUNDS = Sample(8 * MIB, 2, 2)
 def sample(process: int) -> Sample:
     """Of a process that runs; raises an OSError once it has ended."""
     proc = Path("/proc", str(process))
-    pages = int((proc / "statm").read_text().split()[1])
-    return Sample(pages * PAGE, len(os.listdir(proc / "task")), len(os.listdir(proc / "fd")))
+    resident, shared = map(int, (proc / "statm").read_text().split()[1:3])
+    return Sample(
+        (resident - shared) * PAGE, len(os.listdir(proc / "task")), len(os.listdir(proc / "fd"))
+    )
 
 
 def rest(values: Sequence[float], warm_up: int = 0) -> Sequence[float]:
