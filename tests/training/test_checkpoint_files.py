@@ -255,6 +255,24 @@ def test_an_error_of_the_system_leaves_the_old_file(tmp_path, monkeypatch, call,
     trainer.save(path)
 
 
+# The archive that was not closed says so when it is freed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_while_a_part_of_the_archive_is_closed(tmp_path, monkeypatch):
+    trainer, path = trained(1), tmp_path / "training"
+    trainer.save(path)
+    data = path.read_bytes()
+
+    def close(part: Any) -> None:
+        raise KeyboardInterrupt("now")
+
+    monkeypatch.setattr("zipfile._ZipWriteFile.close", close)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        trainer.save(path)
+    require_old_file(path, data)
+    monkeypatch.undo()
+    trainer.save(path)
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells what is synced")
 def test_a_file_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
     # Written, flushed, synced, renamed, and the folder synced: in this order.

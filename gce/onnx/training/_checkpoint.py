@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def write(
     try:
         with open(beside, "wb") as file:
             header_bytes = np.frombuffer(text.encode(), np.uint8)
-            np.savez(file, allow_pickle=False, header=header_bytes, **members)
+            with interrupts_seen():
+                np.savez(file, allow_pickle=False, header=header_bytes, **members)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -55,6 +56,17 @@ def write(
             beside.unlink()
         raise
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def interrupts_seen() -> Iterator[None]:
+    """Raise an interrupt that zipfile hides, which complains of a part that is not closed."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
 
 
 def sync_directory(path: Path) -> None:
