@@ -47,8 +47,8 @@ help:
 demo: $(VENV)/.demo $(VENV)/.native
 	$(BIN)/python -m gce demo $(DEMO_ARGS)
 
-# All tests, a part on each CPU; unless PYTEST_ARGS selects, those of the ONNX operator once more with an old runtime,
-# and with its training release, beside those that need it.
+# All tests, a part on each CPU; then, unless PYTEST_ARGS selects, those of the ONNX operator once more with an
+# old runtime, and with its training release, beside those that need it.
 test: $(VENV)/.test $(VENV)/.native
 	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),-n auto --dist loadgroup)
 	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-onnxruntime-$(firstword $(ORT_VERSIONS)))

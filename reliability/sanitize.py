@@ -136,15 +136,13 @@ def run(options: argparse.Namespace) -> Figures:
     variants = chosen(options.variants, VARIANTS)
     arguments = shlex.split(options.pytest)
     found = {name: run_tests(name, arguments or VARIANTS[name].tests) for name in variants}
-    is_whole = "address" in variants and not arguments
-    pythons = {}
-    if is_whole:
+    if "address" in variants and not arguments:
         pythons = processes.training_pythons(sys.executable, options.training_python)
-    if "release" in pythons:
-        os.environ.setdefault("GCE_STOCK_PYTHON", sys.executable)
-        tests = [*LEFT_OUT, "tests/ort_training"]
-        release = str(Path(pythons["release"]).absolute())
-        found["training"] = run_tests("address", tests, release)
+        if "release" in pythons:
+            os.environ.setdefault("GCE_STOCK_PYTHON", sys.executable)
+            tests = [*LEFT_OUT, "tests/ort_training"]
+            release = str(Path(pythons["release"]).absolute())
+            found["training"] = run_tests("address", tests, release)
     failures = sum(one["failed"] + one["reports"] for one in found.values())
     return {**found, "failures": failures}
 

@@ -3,8 +3,8 @@
 //   loss (l, gamma, b)   grad_weight (l, gamma, b)   gamma_grad (l, gamma) = dL/dgamma at b = 0
 //
 // l and the result are float or double; gamma and b are double always, as is the arithmetic. Any
-// strides; out may be an input, or overlap inputs. Errors below 4 ulp of normal results, of gamma_grad below 20: its subtraction cancels
-// where v is just too large for the series.
+// strides; out may be an input, or overlap inputs. Errors below 4 ulp of normal results, of gamma_grad below 20: its
+// subtraction cancels where v is just too large for the series.
 
 namespace gce {
 namespace {

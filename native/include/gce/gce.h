@@ -267,7 +267,8 @@ typedef enum gce_pointwise_op {
 
 /* op is a gce_pointwise_op. args: the inputs and then the output, n elements each, strides in bytes. dtype, GCE_FLOAT32 or
  * GCE_FLOAT64, is that of l and of the output; gamma and b are float64 always, so that 1 - gamma stays exact. The output may
- * be an input, or overlap inputs: then the elements follow each other. *out_of_range is set to the number of elements with gamma or b out of range. */
+ * be an input, or overlap inputs: then the elements follow each other. *out_of_range is set to the number of elements with
+ * gamma or b out of range. */
 GCE_API gce_status gce_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args,
                                  const int64_t* strides, int64_t* out_of_range);
 
