@@ -51,9 +51,9 @@ BUILDS = {
 }
 
 
-def program_of(name, build):
+def program_of(name, build, optimized="-O1"):
     """A program of tests/native, and the core."""
-    flags = ["-O1", *BUILDS[build]]
+    flags = [optimized, *BUILDS[build]]
     main = NATIVE_TESTS / f"{name}.c"
     return build_program(f"{name}-{build}", main=main, isas=["baseline"], flags=flags)
 
@@ -85,4 +85,12 @@ def test_memory_that_cannot_be_allocated():
 def test_program_that_gets_everything_wrong(build):
     # What no machine has is asked for, too.
     done = run([program_of("hostile", build)], env={"ASAN_OPTIONS": "allocator_may_return_null=1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# As a release is: what only an optimized build does, such as to drop stores of destructors, too.
+@pytest.mark.skipif(sys.platform != "linux", reason="traps are set by a function of glibc's")
+@pytest.mark.parametrize(("build", "optimized"), [("plain", "-O3"), ("address", "-O1")])
+def test_program_with_habits_of_its_own(build, optimized):
+    done = run([program_of("habits", build, optimized)])
     assert done.returncode == 0, done.stdout + done.stderr

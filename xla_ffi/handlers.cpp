@@ -1,6 +1,9 @@
 // gce_xla_loss, the handler that gce.jax registers and the one symbol that the library exports: a gce_problem over
 // XLA's own buffers, of which nothing is copied. Attributes name the arguments and the results, in their order.
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,9 +57,18 @@ const Field& field_named(const std::string& name) {
   return *found;
 }
 
+// The same number, on XLA's threads too, which take subnormal ones for 0.
+double widened(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  if ((bits & 0x7F800000) != 0) return x;
+  const double magnitude = std::ldexp(static_cast<double>(bits & 0x007FFFFF), -149);
+  return bits >> 31 != 0 ? -magnitude : magnitude;
+}
+
 double number_of(const gce_array& array) {
   if (array.dtype == GCE_FLOAT64) return *static_cast<const double*>(array.data);
-  if (array.dtype == GCE_FLOAT32) return *static_cast<const float*>(array.data);
+  if (array.dtype == GCE_FLOAT32) return widened(*static_cast<const float*>(array.data));
   throw Failure(kInternal, "a number is neither float32 nor float64");
 }
 

@@ -424,7 +424,7 @@ label_smoothing, z_loss, softcap, shift, reduction, normalizer, axis, grad_outpu
     row_grad = weighted(upstream * own, np.sum(weighted(rows.c_share, slope), axis=-1))
     row_grad = np.where(rows.counted, row_grad, 0.0)
     divisor = divisor_of(rows.row_weight, reduction, normalizer)
-    row_grad = _divided(row_grad, divisor)
+    row_grad = np.asarray(row_grad / divisor)
     return plain(np.asarray(np.sum(row_grad) if gamma.ndim == 0 else row_grad))
 
 
@@ -517,7 +517,7 @@ def _shifted(array: Doubles, shift: int) -> Doubles:
 def _back(rows: _Rows, row_grad: Doubles, divisor: np.float64, axis: int) -> Doubles:
     """What is there of each row, in the logits' order and shape."""
     row_grad = np.where(rows.counted[..., None], row_grad, 0.0)  # chosen: an ignored row may be NaN
-    grad = _divided(row_grad, divisor)
+    grad = np.asarray(row_grad / divisor)
     if rows.shift:
         back = np.zeros_like(grad)
         back[..., : -rows.shift, :] = grad[..., rows.shift :, :]
@@ -546,17 +546,14 @@ def divisor_of(row_weight: Doubles, reduction: Reduction, normalizer: float | No
         raise ValueError(f"reduction = {reduction!r}, expected 'mean', 'sum' or 'none'")
     if reduction != "mean":
         return np.float64(1.0)
-    return np.float64(np.sum(row_weight) if normalizer is None else normalizer)
+    if normalizer is not None:
+        return np.float64(normalizer)
+    return np.sum(row_weight) if np.any(row_weight) else np.float64(np.inf)  # nothing: 0, not 0/0
 
 
 def reduce(row_loss: Doubles, divisor: np.float64, reduction: Reduction) -> Doubles:
     """Return the reduced loss."""
-    return row_loss if reduction == "none" else _divided(np.asarray(np.sum(row_loss)), divisor)
-
-
-def _divided(x: Doubles, divisor: np.float64) -> Doubles:
-    """Return x / divisor, and 0 where nothing counts."""
-    return np.zeros_like(x) if divisor == 0.0 else np.asarray(x / divisor)
+    return row_loss if reduction == "none" else np.asarray(np.sum(row_loss) / divisor)
 
 
 def row_value(value: Value) -> Any:

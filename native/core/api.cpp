@@ -1,10 +1,13 @@
 // The C ABI over the core's C++: the only file that catches.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
-#include <memory>
 #include <new>
 #include <stdexcept>
-#include <string>
+#include <utility>
 
+#include "default_floats.h"
 #include "dispatch.h"
 #include "error.h"
 #include "gce/gce.h"
@@ -12,7 +15,6 @@
 #include "plan.h"
 #include "validate.h"
 
-// Each thread keeps the memory of its last plan: to allocate that much takes longer than to plan a small problem.
 struct gce_plan : gce::Plan {
   using gce::Plan::Plan;
 
@@ -22,30 +24,53 @@ struct gce_plan : gce::Plan {
 
 namespace {
 
-thread_local std::string last_error;
-
-struct MemoryDeleter {
-  void operator()(void* memory) const { ::operator delete(memory); }
+// What a thread keeps. Calls may come after its destructors have run (from a handler of atexit, a destructor of
+// pthread_key_create): what they use needs none, and OfThread only frees it.
+struct Kept {
+  const char* last_error;
+  char* message;  // allocated, or null
+  void* plan;     // memory of the last one: to allocate as much takes longer than a small plan
+  bool is_over;   // nothing would free these
+  char late[512];
 };
-thread_local std::unique_ptr<void, MemoryDeleter> memory_of_last_plan;
+thread_local Kept kept = {"", nullptr, nullptr, false, ""};
+
+struct OfThread {
+  ~OfThread() {
+    kept.last_error = "";
+    std::free(std::exchange(kept.message, nullptr));
+    ::operator delete(std::exchange(kept.plan, nullptr));
+    kept.is_over = true;
+  }
+  void is_needed() {}  // a thread_local object is made, and destroyed, where it is used
+};
+thread_local OfThread of_thread;
 
 gce_status note_out_of_memory() noexcept {
-  last_error = "out of memory";  // short enough to lie in the string itself
+  kept.last_error = "out of memory";
   return GCE_OUT_OF_MEMORY;
 }
 
-// Where there is no memory for the message either, that is the error.
+// Where there is no memory for the message either, that is the error; late in a thread's life it may be cut short.
 gce_status note(gce_status status, const char* message) noexcept {
-  try {
-    last_error = message;
+  if (kept.is_over) {
+    std::snprintf(kept.late, sizeof(kept.late), "%s", message);
+    kept.last_error = kept.late;
     return status;
-  } catch (const std::bad_alloc&) {
-    return note_out_of_memory();
   }
+  of_thread.is_needed();
+  const size_t size = std::strlen(message) + 1;
+  auto* const copy = static_cast<char*>(std::malloc(size));
+  if (copy == nullptr) return note_out_of_memory();
+  std::memcpy(copy, message, size);
+  std::free(std::exchange(kept.message, copy));
+  kept.last_error = copy;
+  return status;
 }
 
 template <class Action>
 gce_status guarded(Action action) noexcept {
+  const gce::DefaultFloats default_floats;
   try {
     action();
     return GCE_OK;
@@ -88,9 +113,14 @@ gce_status run(const Problem* problem) {
 }  // namespace
 
 void* gce_plan::operator new(size_t size) {
-  return memory_of_last_plan ? memory_of_last_plan.release() : ::operator new(size);
+  if (kept.plan == nullptr) return ::operator new(size);
+  return std::exchange(kept.plan, nullptr);
 }
-void gce_plan::operator delete(void* memory) { memory_of_last_plan.reset(memory); }
+void gce_plan::operator delete(void* memory) {
+  if (kept.is_over) return ::operator delete(memory);
+  of_thread.is_needed();
+  ::operator delete(std::exchange(kept.plan, memory));
+}
 
 extern "C" {
 
@@ -121,11 +151,14 @@ gce_status gce_binary_plan_create(const gce_binary_problem* problem, int32_t max
 int32_t gce_plan_workers(const gce_plan* plan) { return plan == nullptr ? 0 : plan->workers(); }
 
 void gce_plan_work(gce_plan* plan, int32_t worker) {
-  if (0 <= worker && worker < gce_plan_workers(plan)) plan->work(worker);
+  if (worker < 0 || worker >= gce_plan_workers(plan)) return;
+  const gce::DefaultFloats default_floats;
+  plan->work(worker);
 }
 
 void gce_plan_finish(gce_plan* plan) {
   if (plan == nullptr) return;
+  const gce::DefaultFloats default_floats;
   plan->finish();
   delete plan;
 }
@@ -148,7 +181,7 @@ gce_status gce_value_from_name(const char* name, gce_value* value) {
   });
 }
 
-const char* gce_last_error(void) { return last_error.c_str(); }
+const char* gce_last_error(void) { return kept.last_error; }
 
 gce_status gce_pointwise(int32_t op, int32_t dtype, int64_t n, char* const* args,
                          const int64_t* strides, int64_t* out_of_range) {

@@ -1,4 +1,4 @@
-// How floats are computed while a worker works: as IEEE has it, whatever the host's thread was told.
+// How floats are computed in a call of the C ABI: as IEEE has it, whatever the host's thread was told.
 #ifndef GCE_CORE_DEFAULT_FLOATS_H_
 #define GCE_CORE_DEFAULT_FLOATS_H_
 

@@ -3,7 +3,7 @@
 #ifndef GCE_CORE_ERROR_H_
 #define GCE_CORE_ERROR_H_
 
-#include <cstdlib>
+#include <locale>
 #include <sstream>
 #include <string>
 #include <type_traits>
@@ -24,11 +24,22 @@ class Error {
   std::string message_;
 };
 
-// A stream that finds no memory throws, where it would leave out text.
+// A stream that finds no memory throws, where it would leave out text; numbers are as in C, whatever the host's locale.
 class Text : public std::ostringstream {
  public:
-  Text() { exceptions(std::ios::badbit); }
+  Text() {
+    exceptions(std::ios::badbit);
+    imbue(std::locale::classic());
+  }
 };
+
+inline double number_in(const std::string& text) {
+  std::istringstream stream(text);
+  stream.imbue(std::locale::classic());
+  double number = 0.0;
+  stream >> number;
+  return number;
+}
 
 // As few digits as tell a number from all others: 1.1 for what 17 digits show as 1.1000000000000001.
 inline std::string text_of(double x) {
@@ -36,7 +47,7 @@ inline std::string text_of(double x) {
     Text text;
     text.precision(digits);
     text << x;
-    if (digits == 17 || std::strtod(text.str().c_str(), nullptr) == x) return text.str();
+    if (digits == 17 || number_in(text.str()) == x) return text.str();
   }
 }
 

@@ -6,7 +6,6 @@
 #include <new>
 #include <thread>
 
-#include "default_floats.h"
 #include "dispatch.h"
 #include "row_options.h"
 #include "storage.h"
@@ -292,10 +291,15 @@ void Plan::lay_out_elements(const gce_binary_problem& problem) {
 template <class Problem>
 void Plan::set_divisor(const Problem& problem, const RowWeights& weights) {
   rows_.divisor = 1.0;
+  is_mean_of_nothing_ = false;
   if (problem.reduction != GCE_REDUCTION_MEAN) return;
-  // Nothing counted: the mean and its gradient are 0, not 0/0.
+  if (problem.has_normalizer) {
+    rows_.divisor = problem.normalizer;
+    return;
+  }
+  // The mean and its gradient are 0 then, not 0/0.
+  is_mean_of_nothing_ = !weights.any;
   rows_.divisor = weights.any ? weights.sum : HUGE_VAL;
-  if (problem.has_normalizer) rows_.divisor = problem.normalizer;
 }
 
 void Plan::set_label_smoothing(const gce_problem& problem) {
@@ -360,7 +364,6 @@ void Plan::allocate() {
 void Plan::work(int32_t worker) {
   assert(0 <= worker && worker < workers_);
   if (chunks_ == 0) return;
-  const DefaultFloats default_floats;
   alignas(kAlignment) char on_stack[kScratchOnStack];
   char* scratch =
       scratch_ ? scratch_.get() + rows_.scratch_bytes * static_cast<size_t>(worker) : on_stack;
@@ -391,7 +394,7 @@ void Plan::finish() {
     add_exactly(&total, sum.high);
     total.low += sum.low;
   }
-  const double loss = std::isinf(rows_.divisor) ? 0.0 : value_of(total) / rows_.divisor;
+  const double loss = is_mean_of_nothing_ ? 0.0 : value_of(total) / rows_.divisor;
   write_real(static_cast<char*>(loss_.data), loss_.dtype, loss);
 }
 

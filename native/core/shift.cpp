@@ -43,27 +43,38 @@ void fill(const gce_array& array, int32_t axis, int64_t begin, int64_t end, int3
 ShiftedProblem::ShiftedProblem(const gce_problem& whole) : whole_(whole), views_(whole) {
   const int32_t of_logits = axis_of_logits(whole);
   const int32_t of_rows = axis_of_rows(whole);
-  for (gce_array gce_problem::* array :
-       {&gce_problem::logits, &gce_problem::grad, &gce_problem::vector}) {
-    views_.*array = view(whole.*array, of_logits, false);
+  const auto add = [&](gce_array gce_problem::* array, int32_t axis, bool leaves_out_first) {
+    whole_.*array = copy(whole.*array);
+    views_.*array = view(whole_.*array, axis, leaves_out_first);
+  };
+  for (const auto array : {&gce_problem::logits, &gce_problem::grad, &gce_problem::vector}) {
+    add(array, of_logits, false);
   }
-  views_.targets = view(whole.targets, are_probabilities(whole) ? of_logits : of_rows, true);
-  for (const RowOption& option : kRowOptions) {
-    views_.*option.array = view(whole.*option.array, of_rows, true);
+  add(&gce_problem::targets, are_probabilities(whole) ? of_logits : of_rows, true);
+  for (const RowOption& option : kRowOptions) add(option.array, of_rows, true);
+  for (const auto array :
+       {&gce_problem::shard_stats, &gce_problem::loss, &gce_problem::gamma_grad}) {
+    add(array, of_rows, true);
   }
-  views_.shard_stats = view(whole.shard_stats, of_rows, true);
-  views_.loss = view(whole.loss, of_rows, true);
-  views_.gamma_grad = view(whole.gamma_grad, of_rows, true);
-  for (const RowOutput& output : kRowOutputs) {
-    views_.*output.array = view(whole.*output.array, of_rows, true);
-  }
+  for (const RowOutput& output : kRowOutputs) add(output.array, of_rows, true);
+}
+
+gce_array ShiftedProblem::copy(const gce_array& array) {
+  if (array.data == nullptr || array.ndim == 0) return array;
+  const auto kept = [&](const int64_t* numbers) {
+    return std::copy_n(numbers, array.ndim, numbers_.emplace_back().data()) - array.ndim;
+  };
+  gce_array copy = array;
+  copy.shape = kept(array.shape);
+  copy.strides = kept(array.strides);
+  return copy;
 }
 
 // Absent arrays and numbers stay as they are.
 gce_array ShiftedProblem::view(const gce_array& array, int32_t axis, bool leaves_out_first) {
   if (array.data == nullptr || array.ndim == 0) return array;
   const int64_t left_out = std::min<int64_t>(whole_.shift, array.shape[axis]);
-  int64_t* const shape = shapes_.emplace_back().data();
+  int64_t* const shape = numbers_.emplace_back().data();
   std::copy_n(array.shape, array.ndim, shape);
   shape[axis] -= left_out;
   gce_array view = array;

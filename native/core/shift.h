@@ -12,7 +12,7 @@ namespace gce {
 
 // A validated problem's views of the rows that have a target and of the targets that have a row: of T positions along that
 // axis, logits, gradient and vector lack the last `shift`, and what has one number per row, which stands where its target
-// is, the first. The views' shapes live as long as this.
+// is, the first. All shapes and strides are copies, which live as long as this.
 class ShiftedProblem {
  public:
   explicit ShiftedProblem(const gce_problem& whole);
@@ -24,11 +24,12 @@ class ShiftedProblem {
   void fill_rest() const;
 
  private:
+  gce_array copy(const gce_array& array);
   gce_array view(const gce_array& array, int32_t axis, bool leaves_out_first);
 
   gce_problem whole_;
   gce_problem views_;
-  std::list<std::array<int64_t, GCE_MAX_NDIM>> shapes_;
+  std::list<std::array<int64_t, GCE_MAX_NDIM>> numbers_;  // of shapes and strides
 };
 
 }  // namespace gce

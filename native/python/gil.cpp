@@ -1,6 +1,7 @@
 #include "gil.h"
 
-#include <unistd.h>
+#include <chrono>
+#include <thread>
 
 namespace gce_python {
 namespace {
@@ -21,7 +22,7 @@ void or_sleep(Action action) noexcept {
   try {
     action();
   } catch (...) {
-    for (;;) pause();
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
   }
 }
 

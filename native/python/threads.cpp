@@ -1,7 +1,9 @@
 #include "threads.h"
 
+#ifndef _WIN32
 #include <pthread.h>
 #include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -98,9 +100,12 @@ class Sleeper {
 };
 
 // While it lives, a thread that is made has all signals blocked but those of its own faults and a profiler's: handlers run
-// on threads of the program, whose waiting they are to interrupt.
+// on threads of the program, whose waiting they are to interrupt. Windows sends threads no signals.
 class SignalsBlocked {
  public:
+#ifdef _WIN32
+  SignalsBlocked() {}
+#else
   SignalsBlocked() {
     sigset_t others;
     sigfillset(&others);
@@ -115,6 +120,7 @@ class SignalsBlocked {
 
  private:
   sigset_t before_;
+#endif
 };
 
 // Threads that wait for a task. They are never joined: the pool lives as long as the process.
@@ -214,17 +220,21 @@ std::atomic<Pool*> current_pool{nullptr};
 
 // A forked child has none of its parent's threads, and its copy of the pool's locks may be held for ever:
 // it forgets that pool and makes a new one when it needs one.
-void forget_pool() { current_pool.store(nullptr); }
+bool is_forgotten_by_children() {
+#ifndef _WIN32  // which has no fork
+  static std::atomic<bool> is_registered{false};
+  if (is_registered) return true;
+  if (pthread_atfork(nullptr, nullptr, [] { current_pool.store(nullptr); }) != 0) return false;
+  is_registered = true;
+#endif
+  return true;
+}
 
 // Null if there is no memory for one.
 Pool* pool() noexcept {
   Pool* existing = current_pool.load();
   if (existing != nullptr) return existing;
-  static std::atomic<bool> is_registered{false};
-  if (!is_registered) {
-    if (pthread_atfork(nullptr, nullptr, forget_pool) != 0) return nullptr;
-    is_registered = true;
-  }
+  if (!is_forgotten_by_children()) return nullptr;
   Pool* fresh = nullptr;
   try {
     fresh = new Pool;

@@ -280,6 +280,18 @@ static void too_much(void) {
   p.all_classes = (int64_t)1 << 58;
   check_refused(&p, GCE_OUT_OF_MEMORY, "out of memory", __LINE__);
 
+  /* The same once they are merged, all classes having one weight, of 0. */
+  static float zero = 0;
+  static int64_t of_weights[1] = {(int64_t)1 << 58};
+  p.shard = GCE_SHARD_MERGED;
+  p.gamma = good().gamma;
+  for (int row = 0; row < 3; ++row) {
+    memory.stats[row * GCE_SHARD_FIELDS + GCE_SHARD_CLASSES] = (double)p.all_classes;
+  }
+  p.loss = loss;
+  p.weight = array_of(&zero, 1, GCE_FLOAT32, of_weights, zeros);
+  check_refused(&p, GCE_OUT_OF_MEMORY, "out of memory", __LINE__);
+
   p = good();
   loss = p.loss;
   no_rows[1] = (int64_t)1 << 58;

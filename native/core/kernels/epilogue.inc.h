@@ -406,8 +406,8 @@ class GeneralEpilogue {
       store(offset_ + (r - begin_), select(ignored, zero, zero - smooth));
     }
     if (needs_.z_loss) {
-      const F64 of_all =
-          (load(t_.z_weight + r) / divisor) * upstream * (logs.logsumexp + logs.logsumexp);
+      const F64 half = (load(t_.z_weight + r) / divisor) * upstream * logs.logsumexp;
+      const F64 of_all = half + half;
       factor = factor + of_all;
       at_target = at_target + of_all * stats.prob.p;
     }

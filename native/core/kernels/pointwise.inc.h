@@ -44,13 +44,16 @@ inline F64 pointwise_gamma_grad(F64 l, F64 gamma) {
 }
 
 // Whether an input may be what another element wrote, as in numpy's reduce and accumulate: then one follows the other.
+template <class Scalar>
 inline bool is_sequential(int inputs, int64_t n, char* const* args, const int64_t* strides) {
   const auto first = [&](int a) { return args[a] + (strides[a] < 0 ? (n - 1) * strides[a] : 0); };
   const auto last = [&](int a) { return args[a] + (strides[a] < 0 ? 0 : (n - 1) * strides[a]); };
   const int out = inputs;
+  const auto size = static_cast<int64_t>(sizeof(double));
   for (int a = 0; a < inputs; ++a) {
-    const bool is_out = args[a] == args[out] && strides[a] == strides[out] && strides[out] != 0;
-    const auto size = static_cast<int64_t>(sizeof(double));
+    const int64_t own = a == 0 ? static_cast<int64_t>(sizeof(Scalar)) : size;
+    const bool is_apart = strides[a] >= own || strides[a] <= -own;  // from the next element
+    const bool is_out = args[a] == args[out] && strides[a] == strides[out] && is_apart;
     if (!is_out && first(a) < last(out) + size && first(out) < last(a) + size) return true;
   }
   return false;
@@ -60,7 +63,7 @@ template <class Scalar>
 int64_t pointwise_loop(gce_pointwise_op op, int64_t n, char* const* args, const int64_t* strides) {
   constexpr int kLanes = F64::kLanes;
   const int inputs = inputs_of(op);
-  const int at_once = n > 1 && is_sequential(inputs, n, args, strides) ? 1 : kLanes;
+  const int at_once = n > 1 && is_sequential<Scalar>(inputs, n, args, strides) ? 1 : kLanes;
   const double nan = __builtin_nan("");
   int64_t out_of_range = 0;
   for (int64_t start = 0; start < n; start += at_once) {

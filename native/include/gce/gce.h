@@ -230,7 +230,7 @@ GCE_API void gce_problem_init(gce_problem* problem);
 GCE_API void gce_binary_problem_init(gce_binary_problem* problem);
 
 /* Check the problem and lay out the work for up to max_workers threads. On an error nothing is
- * written and *plan is NULL. The problem's arrays must outlive the plan; the struct need not. */
+ * written and *plan is NULL. The arrays' elements must outlive the plan; the struct, shapes and strides need not. */
 GCE_API gce_status gce_plan_create(const gce_problem* problem, int32_t max_workers,
                                    gce_plan** plan);
 GCE_API gce_status gce_binary_plan_create(const gce_binary_problem* problem, int32_t max_workers,
