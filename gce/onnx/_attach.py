@@ -263,7 +263,7 @@ def name_of_logits(model: onnx.ModelProto, logits: str | None) -> str:
     node = _probabilities(model, logits)
     if node is not None:
         raise ValueError(
-            f"logits = {logits!r} are probabilities, the {node.op_type} of {node.input[0]!r}, "
+            f"logits = {logits!r} are probabilities, the {node.op_type} of {_input_of(node)!r}, "
             f"expected logits, which the loss makes probabilities of itself"
         )
     return logits
@@ -272,8 +272,12 @@ def name_of_logits(model: onnx.ModelProto, logits: str | None) -> str:
 def _hint(model: onnx.ModelProto, names: list[str]) -> str:
     """Where the logits may be, if outputs are probabilities."""
     found = {name: _probabilities(model, name) for name in names}
-    hints = [f"{n!r} are the {v.op_type} of {v.input[0]!r}" for n, v in found.items() if v]
+    hints = [f"{n!r} are the {v.op_type} of {_input_of(v)!r}" for n, v in found.items() if v]
     return "".join(f"; {hint}" for hint in hints)
+
+
+def _input_of(node: onnx.NodeProto) -> str:
+    return node.input[0] if node.input else ""  # no check has refused it yet
 
 
 def _probabilities(model: onnx.ModelProto, name: str) -> onnx.NodeProto | None:

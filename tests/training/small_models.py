@@ -120,12 +120,11 @@ def batch(size: int, seed: int, dtype: str = "float32") -> tuple[Array, Array]:
 
 def everything(trainer: training.Trainer) -> list[Any]:
     """All that a step changes, as bits."""
-    stores = (trainer._parameters, trainer._state, trainer._sums)
-    arrays = {name: array for store in stores for name, array in store.arrays.items()}
+    arrays = trainer._arrays(trainer._now.turns)
     return [
         {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()},
         trainer.steps,
-        trainer._collected,
+        trainer._now.collected,
     ]
 
 

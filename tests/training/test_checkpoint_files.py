@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import itertools
 import json
@@ -11,6 +12,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from killed import CALLS, make_trainer
 from small_models import FEATURES, batch, everything, linear, perceptron, require_refused
 
 import gce
-from gce.onnx.training import SGD, CheckpointError, Trainer
+from gce.onnx.training import SGD, CheckpointError, Trainer, _checkpoint
 
 
 def trained(steps: int) -> Trainer:
@@ -145,7 +148,7 @@ def test_files_of_other_kinds(small, tmp_path):
         (b"", "File is not a zip file"),
         (b"loss: 0.5\n", "File is not a zip file"),
         (perceptron().SerializeToString(), "File is not a zip file"),
-        (archive_of(weights=np.ones(3)), "header is not a file in the archive"),
+        (archive_of(weights=np.ones(3)), "no item named 'header.npy'"),
         (archive_of(header=np.ones(3)), "is damaged, or no checkpoint"),
         (archive_of(header=np.frombuffer(b"[1, 2]", np.uint8)), "is damaged, or no checkpoint"),
         (archive_of(header=np.frombuffer(b"{}", np.uint8)), "is damaged, or no check.*'format'"),
@@ -170,6 +173,84 @@ def test_places_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError):
         trainer.load(tmp_path / "nothing" / "nothing")
     assert everything(trainer) == before
+
+
+def test_a_header_of_other_things(small, tmp_path):
+    trainer = small_trainer()
+    path = tmp_path / "other"
+    for key in ("steps", "collected"):
+        for wrong in ("x", None, [1], -5, 1.5, float("nan"), True):
+            path.write_bytes(with_header(small, **{key: wrong}))
+            require_refused(trainer, path, rf"is damaged: {key} = .*, expected an integer >= 0")
+    path.write_bytes(with_header(small, collected=2))
+    require_refused(trainer, path, "collected = 2, expected an integer >= 0 and < 2")
+    path.write_bytes(with_header(small, config=None))
+    require_refused(trainer, path, "is of another training: parameters = None, expected")
+
+
+def with_member(small: tuple[Path, list[Any]], name: str, data: bytes) -> bytes:
+    """The checkpoint with another part, and right checksums."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(small[0]) as old, zipfile.ZipFile(file, "w") as new:
+        for each in old.namelist():
+            new.writestr(each, data if each == name else old.read(each))
+    return file.getvalue()
+
+
+def test_arrays_of_other_sizes_than_they_say(small, tmp_path):
+    trainer = small_trainer()
+    path = tmp_path / "other"
+    for shape in ((10**12,), (2, 10**12), (0,)):
+        part = io.BytesIO()
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(part, header)
+        path.write_bytes(with_member(small, "array_0.npy", part.getvalue() + b"1234"))
+        require_refused(trainer, path, "array_0 has 4 bytes, expected ")
+    for data in (b"no array", b"\x93NUMPY\x07\x00v\x00{}"):
+        path.write_bytes(with_member(small, "array_0.npy", data))
+        require_refused(trainer, path, "is damaged, or no checkpoint")
+
+
+def test_many_that_write_one_file(tmp_path):
+    """Each reads a whole one at any moment, and nothing is left."""
+    path = tmp_path / "training"
+    arrays = [{"a": np.full(20_000, i, "f4")} for i in range(4)]
+    _checkpoint.write(path, arrays[0], {})
+    end = threading.Event()
+    found: list[Any] = []
+
+    def write(i: int) -> None:
+        try:
+            while not end.is_set():
+                _checkpoint.write(path, arrays[i], {})
+        except BaseException as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(300):
+            read, _ = _checkpoint.read(path)
+            assert read["a"].tobytes() in [each["a"].tobytes() for each in arrays]
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+    assert found == []
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_that_another_writer_holds(tmp_path):
+    path, beside = tmp_path / "training", tmp_path / "training.tmp"
+    beside.write_bytes(b"half of a checkpoint")
+    with open(beside, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        trained(1).save(path)
+        assert beside.read_bytes() == b"half of a checkpoint"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["training", "training.tmp"]
+    trained(2).save(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["training"]
 
 
 # --- writing that fails ---------------------------------------------------------------------------

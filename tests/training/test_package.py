@@ -120,7 +120,7 @@ METHODS = ["step", "evaluate", "predict", "save", "load", "export"]
 
 def test_methods_of_a_trainer_are_documented():
     public = {name for name, item in vars(training.Trainer).items() if name[0] != "_"}
-    properties = {"steps", "gamma", "learning_rate", "parameters"}
+    properties = {"steps", "grad_norm", "gamma", "learning_rate", "parameters"}
     assert public == {*METHODS, *properties}
     assert all(getattr(training.Trainer, name).__doc__ for name in properties)
     for name in METHODS:

@@ -236,7 +236,7 @@ def test_schedules_are_asked_for_each_step():
     assert scheduled.gamma == 1.0 and scheduled.learning_rate == 0.5 / 7
     assert bits(scheduled.parameters) == bits(by_hand.parameters)
     # Evaluation is at the γ of the step to come.
-    scheduled._steps = 2
+    scheduled._now = scheduled._now._replace(steps=2)
     assert scheduled.evaluate(x, labels) == by_hand.evaluate(x, labels, gamma=0.5)
 
 
@@ -530,7 +530,7 @@ def test_parameters_are_where_the_runtime_writes():
     trainer = Trainer(perceptron())
 
     def places() -> set[int]:
-        return {array.ctypes.data for array in trainer._parameters.arrays.values()}
+        return {array.ctypes.data for array in trainer._parameters().values()}
 
     seen = [places()]
     for _ in range(4):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -441,7 +443,8 @@ def test_a_norm_that_is_not_finite(accumulate, capfd):
         trainer.step(X, LABELS)
     large = np.full((4, FEATURES), 1e30, "f4")
     labels = np.zeros(4, int)
-    trainer._parameters.fill(0.0)
+    for array in trainer._parameters().values():
+        array.fill(0.0)
     text = r"^the norm of the gradients is inf in step 1, counted from 0: parameters and state ar"
     require_unchanged(trainer, lambda: trainer.step(large, labels), FloatingPointError, text)
     trainer.step(X, LABELS)
@@ -471,8 +474,8 @@ def test_an_interrupt_is_an_error_like_others(accumulate, monkeypatch):
     for runner in runners:
         run = runner.run
 
-        def interrupted(feeds: Any, run: Any = run) -> Any:
-            run(feeds)
+        def interrupted(feeds: Any, turns: Any, run: Any = run) -> Any:
+            run(feeds, turns)
             raise KeyboardInterrupt("now")
 
         monkeypatch.setattr(runner, "run", interrupted)
@@ -483,6 +486,77 @@ def test_an_interrupt_is_an_error_like_others(accumulate, monkeypatch):
         other.step(X, LABELS)
     trainer.step(X, LABELS)
     assert everything(trainer) == everything(other)
+
+
+def interrupted_at(line: int, call: Callable[[], Any]) -> bool:
+    """Whether the call has as many lines of gce.onnx.training; an interrupt comes in that one."""
+    left = line
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal left
+        if os.path.join("gce", "onnx", "training") not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt("now")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_interrupt_in_any_line_of_a_step(accumulate):
+    options: dict[str, Any] = {"accumulate": accumulate, "clip_norm": 1.0}
+    trainer, other = Trainer(perceptron(), **options), Trainer(perceptron(), **options)
+    for batches in range(accumulate):
+        line, reached = 0, True
+        while reached:
+            before = everything(trainer)
+            reached = interrupted_at(line, lambda: trainer.step(X, LABELS))
+            line += 1
+            if everything(trainer) != before:  # then all of it was done
+                other.step(X, LABELS)
+            assert everything(trainer) == everything(other)
+            while trainer._now.collected != batches % accumulate:  # the same kind of step again
+                trainer.step(X, LABELS)
+                other.step(X, LABELS)
+        assert line > 40
+        trainer.step(X, LABELS)
+        other.step(X, LABELS)
+
+
+# Where it comes between a block and the end of its `with`, a file is closed later.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_in_any_line_of_load(tmp_path):
+    path = tmp_path / "training"
+    options: dict[str, Any] = {"accumulate": 2}
+    saved = Trainer(perceptron(), **options)
+    for _ in range(3):
+        saved.step(X, LABELS)
+    saved.save(path)
+    trainer = Trainer(perceptron(), **options)
+    trainer.step(X, LABELS)
+    start = tmp_path / "start"
+    trainer.save(start)
+    before = everything(trainer)
+    line, reached = 0, True
+    while reached:
+        reached = interrupted_at(line, lambda: trainer.load(path))
+        line += 1
+        if everything(trainer) != before:
+            assert everything(trainer) == everything(saved)
+            trainer.load(start)
+            assert everything(trainer) == before
+    assert line > 40
 
 
 def test_a_schedule_that_fails():

@@ -46,8 +46,8 @@ def test_a_trainer_of_parameters_in_chunks(monkeypatch, accumulate):
     whole = Trainer(perceptron(), **options)
     monkeypatch.setattr(_update, "CHUNK", 8)
     chunked = Trainer(perceptron(), **options)
-    assert chunked._state.arrays["W1.grad_sum"].shape == (5, 7)
-    assert chunked._state.arrays["W2.grad_sum"].shape == (4, 7)
+    state = chunked._arrays(chunked._now.turns)
+    assert (state["W1.grad_sum"].shape, state["W2.grad_sum"].shape) == ((5, 7), (4, 7))
     for step in range(6):
         expected = pytest.approx(float(whole.step(*batch(8, step))), rel=1e-5)
         assert chunked.step(*batch(8, step)) == expected

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import itertools
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,21 +44,54 @@ def write(
     text = json.dumps({**header, "format": FORMAT, "version": VERSION, "names": names})
     # Names of values in a model can be anything, names in a zip cannot: they are in the header.
     members = {f"array_{i}": arrays[name] for i, name in enumerate(names)}
-    # One name for all writes: what a killed process leaves is overwritten by the next.
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "wb") as file:
-            header_bytes = np.frombuffer(text.encode(), np.uint8)
-            with interrupts_seen():
-                np.savez(file, allow_pickle=False, header=header_bytes, **members)
-            file.flush()
-            os.fsync(file.fileno())
+    with unused(path) as (beside, file):
+        header_bytes = np.frombuffer(text.encode(), np.uint8)
+        with interrupts_seen():
+            np.savez(file, allow_pickle=False, header=header_bytes, **members)
+        file.flush()
+        os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def unused(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Yield a file beside `path` for this writer alone; it is gone afterwards, if not renamed.
+
+    What a killed process leaves is used again. A lock, which ends with its process, tells that from
+    the file of another writer, who takes ``.tmp`` while the next one takes ``.tmp1``.
+    """
+    for i in itertools.count():
+        beside = path.with_name(f"{path.name}.tmp{i or ''}")
+        with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            if not (is_locked_now(file) and is_same(file, beside)):
+                continue
+            try:
+                file.truncate()
+                yield beside, file
+            finally:
+                if is_same(file, beside):
+                    with contextlib.suppress(OSError):
+                        beside.unlink()
+            return
+
+
+def is_locked_now(file: IO[bytes]) -> bool:
+    """Take a file's lock, if nobody has it; file systems without locks have one writer."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_same(file: IO[bytes], path: Path) -> bool:
+    """Whether the file is still the one at `path`: another writer may have renamed it."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
 
 
 @contextlib.contextmanager
@@ -97,12 +133,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, npt.NDArray[Any]], dic
                 raise ValueError(f"the checksum of {broken} is wrong")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                header = json.loads(archive["header"].tobytes().decode())
+                header = json.loads(array_of(archive, "header").tobytes().decode())
                 if header["format"] != FORMAT:
                     raise ValueError(f"its format is {header['format']!r}")
                 if header["version"] == VERSION:
                     names = header["names"]
-                    arrays = {name: archive[f"array_{i}"] for i, name in enumerate(names)}
+                    arrays = {n: array_of(archive, f"array_{i}") for i, n in enumerate(names)}
         except MemoryError:
             raise
         except Exception as error:  # whatever the readers of zip, npy and JSON make of it
@@ -114,6 +150,37 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, npt.NDArray[Any]], dic
             f"{os.fspath(path)} has version {header['version']}, expected {VERSION}"
         )
     return arrays, header
+
+
+def array_of(archive: Any, name: str) -> npt.NDArray[Any]:
+    """An array of a file of `np.savez`, whose size is checked before memory is asked for."""
+    member = f"{name}.npy"
+    with archive.zip.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        of_version = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = of_version[version](file)
+        needed, found = dtype.itemsize * math.prod(shape), -file.tell()
+    found += archive.zip.getinfo(member).file_size
+    if needed != found and not dtype.hasobject:  # which numpy refuses
+        raise ValueError(f"{name} has {found} bytes, expected {needed}")
+    array: npt.NDArray[Any] = archive[name]
+    return array
+
+
+def count(
+    path: str | os.PathLike[str], header: Mapping[str, Any], key: str, below: float = math.inf
+) -> int:
+    """A number of things that a header has."""
+    found = header.get(key)
+    if type(found) is not int or not 0 <= found < below:
+        limit = "" if below == math.inf else f" and < {below}"
+        raise CheckpointError(
+            f"{os.fspath(path)} is damaged: {key} = {found!r}, expected an integer >= 0{limit}"
+        )
+    return found
 
 
 def require_same(path: str | os.PathLike[str], where: str, found: Any, expected: Any) -> None:

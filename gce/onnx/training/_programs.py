@@ -171,48 +171,32 @@ def with_value(array: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Any]:
 
 
 class Store:
-    """Arrays that runs read and change.
+    """Arrays that runs read and change: two buffers for each, of which a turn says the current one.
 
     Parameters
     ----------
     initial : mapping of str to ndarray
-        Their first values, which are copied.
-
-    Attributes
-    ----------
-    turn : {0, 1}
-        Which of the two buffers is the current one.
+        The first values of both, which are copied.
     """
 
     def __init__(self, initial: Mapping[str, npt.NDArray[Any]]) -> None:
-        self.turn = 0
         self._pairs = [
             {name: with_value(np.array(array, order="C")) for name, array in initial.items()}
             for _ in range(2)
         ]
 
-    @property
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """The current values, where the runtime has them: a later run writes there."""
-        return {name: array for name, (array, _) in self._pairs[self.turn].items()}
+    def arrays(self, turn: int) -> dict[str, npt.NDArray[Any]]:
+        """The values, where the runtime has them: the run after the next writes there."""
+        return {name: array for name, (array, _) in self._pairs[turn].items()}
 
-    def value(self, name: str) -> Any:
-        """The OrtValue of the current value."""
-        return self._pairs[self.turn][name][1]
+    def value(self, name: str, turn: int) -> Any:
+        """The OrtValue of a value."""
+        return self._pairs[turn][name][1]
 
-    def spare(self, name: str, shape: Sequence[int]) -> Any:
+    def spare(self, name: str, turn: int, shape: Sequence[int]) -> Any:
         """The OrtValue where a run puts the next one, as an array of this shape."""
-        array, value = self._pairs[1 - self.turn][name]
+        array, value = self._pairs[1 - turn][name]
         return value if array.shape == tuple(shape) else with_value(array.reshape(shape))[1]
-
-    def fill(self, number: float) -> None:
-        """Set all current values to a number."""
-        for array in self.arrays.values():
-            array.fill(number)
-
-    def swap(self) -> None:
-        """Make what a run has written the current values."""
-        self.turn = 1 - self.turn
 
 
 class Runner:
@@ -241,8 +225,13 @@ class Runner:
         )
         fed = set(program.feeds.values())
         names = {value.name for value in self.session.get_inputs()} - fed
-        self._homes = {name: store for store in stores for name in store.arrays if name in names}
-        self._stores = list(dict.fromkeys(self._homes.values()))
+        self._homes = {
+            name: (i, store)
+            for i, store in enumerate(stores)
+            for name in store.arrays(0)
+            if name in names
+        }
+        self._used = sorted({i for i, _ in self._homes.values()})
         self._bindings: dict[tuple[int, ...], Any] = {}
         types = {output.name: output.type for output in self.session.get_outputs()}
         self._shapes = {output.name: output.shape for output in self.session.get_outputs()}
@@ -253,23 +242,27 @@ class Runner:
             if program.carried
         }
 
-    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(
+        self, feeds: Mapping[str, npt.NDArray[Any]], turns: Sequence[int]
+    ) -> dict[str, npt.NDArray[Any]]:
         """Run once; the new values are in the stores' spare buffers.
 
         Parameters
         ----------
         feeds : mapping of str to ndarray
             Under the trainer's names.
+        turns : sequence of {0, 1}
+            Of each store.
 
         Returns
         -------
         dict of str to ndarray
             The results, under the trainer's names.
         """
-        turns = tuple(store.turn for store in self._stores)
-        if turns not in self._bindings:
-            self._bindings[turns] = self._bound()
-        binding = self._bindings[turns]
+        used = tuple(turns[i] for i in self._used)
+        if used not in self._bindings:
+            self._bindings[used] = self._bound(turns)
+        binding = self._bindings[used]
         # Kept alive until the run is done.
         fed = [np.require(feeds[key], requirements=("C", "A")) for key in self.program.feeds]
         for name, array in zip(self.program.feeds.values(), fed, strict=True):
@@ -292,13 +285,14 @@ class Runner:
             }
         return {key: array.copy() for key, (array, _) in self._scalars.items()}
 
-    def _bound(self) -> Any:
+    def _bound(self, turns: Sequence[int]) -> Any:
         """A binding of what stays the same from run to run."""
         binding = self.session.io_binding()
-        for name, store in self._homes.items():
-            binding.bind_ortvalue_input(name, store.value(name))
+        for name, (i, store) in self._homes.items():
+            binding.bind_ortvalue_input(name, store.value(name, turns[i]))
         for name, output in self.program.carried.items():
-            spare = self._homes[name].spare(name, self._shapes[output])
+            i, store = self._homes[name]
+            spare = store.spare(name, turns[i], self._shapes[output])
             binding.bind_ortvalue_output(output, spare)
         if self.program.carried:
             for key, (_, value) in self._scalars.items():

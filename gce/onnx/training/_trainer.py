@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,17 @@ __all__ = ["Trainer"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Schedule: TypeAlias = Callable[[int], float]
+
+PARAMETERS, STATE, SUMS = range(3)  # a trainer's stores
+
+
+class Now(NamedTuple):
+    """Where a training is, replaced as a whole: an interrupt sees all of a step or nothing."""
+
+    turns: tuple[int, ...] = (0, 0, 0)  # of the stores
+    steps: int = 0
+    collected: int = 0  # batches of the next step
+    grad_norm: float | None = None
 
 
 class Trainer:
@@ -136,19 +147,18 @@ class Trainer:
             # It would warn of constants that its optimizations leave without use, and print errors
             # that are raised.
             self._session_options.log_severity_level = 4
-        self._parameters = Store(self._forward.initial)
-        self._sums = Store({})
+        trained = Store(self._forward.initial)
         if self._accumulate == 1:
             graph = graph_of(self._forward, optimizer, clip_norm, options)
             state = {k: v for k, v in graph.initial.items() if k not in self._forward.initial}
-            self._state = Store(state)
+            self._stores = (trained, Store(state), Store({}))
             self._step = self._runner(_programs.whole_step(graph))
         else:
             scale = 1.0 / self._accumulate if options["reduction"] == "mean" else 1.0
             collect, apply, sums, state = _programs.accumulation(
                 self._forward, optimizer, clip_norm, scale, options
             )
-            self._state, self._sums = Store(state), Store(sums)
+            self._stores = (trained, Store(state), Store(sums))
             self._step, self._apply = self._runner(collect), self._runner(apply)
         self._config = {
             "parameters": kinds(self._forward.initial),
@@ -162,29 +172,33 @@ class Trainer:
         self._feeds = Feeds(program.model, self._forward.inputs, program.feeds["labels"], options)
         self._evaluation: Runner | None = None
         self._prediction: Runner | None = None
-        self._steps = self._collected = 0
-        self.grad_norm: float | None = None
+        self._now = Now()
 
     @property
     def steps(self) -> int:
         """Number of steps that the optimizer has done."""
-        return self._steps
+        return self._now.steps
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradients before they were clipped; None without `clip_norm`."""
+        return self._now.grad_norm
 
     @property
     def gamma(self) -> Any:
         """γ of the next step."""
-        return self._gamma(self._steps) if callable(self._gamma) else self._gamma
+        return self._gamma(self.steps) if callable(self._gamma) else self._gamma
 
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
         rate = self._learning_rate
-        return rate(self._steps) if callable(rate) else rate
+        return rate(self.steps) if callable(rate) else rate
 
     @property
     def parameters(self) -> dict[str, Array]:
         """Copies of the trained parameters, under their names in the model."""
-        return {name: array.copy() for name, array in self._parameters.arrays.items()}
+        return {name: array.copy() for name, array in self._parameters().items()}
 
     def step(
         self,
@@ -231,43 +245,40 @@ class Trainer:
         Notes
         -----
         Whatever is raised, parameters, state, sums of gradients and the number of steps are what
-        they were. With ``accumulate``, gradients that are not finite are found by the call that
-        completes the step; where they are those of an earlier one, `load` is the way out.
+        they were; an interrupt (`KeyboardInterrupt`) may come when all of them have been replaced,
+        as `steps` tells. With ``accumulate``, gradients that are not finite are found by the call
+        that completes the step; where they are those of an earlier one, `load` is the way out.
         """
         rate = checked_rate(self.learning_rate if learning_rate is None else learning_rate)
         feeds = {**self._fed(inputs, labels, gamma), "learning_rate": rate}
+        now = self._now
         results = self._run(self._step, feeds)
         loss: Any = results["loss"][()]
         self._require_finite("loss", loss)
-        if self._accumulate == 1:
-            self._finish_step(results)
-            return loss
-        self._sums.swap()
-        if self._collected + 1 < self._accumulate:
-            self._collected += 1
-            return loss
-        try:
-            self._finish_step(self._apply.run({"learning_rate": rate}))
-        except BaseException:
-            self._sums.swap()  # back to what they were before the call
-            raise
-        self._sums.fill(0.0)
-        self._collected = 0
-        return loss
-
-    def _finish_step(self, results: Mapping[str, Array]) -> None:
+        parameters, state, sums = now.turns
+        if self._accumulate > 1:
+            sums = 1 - sums
+            if now.collected + 1 < self._accumulate:
+                turns = (parameters, state, sums)
+                self._now = now._replace(turns=turns, collected=now.collected + 1)
+                return loss
+            results = self._apply.run({"learning_rate": rate}, (parameters, state, sums))
         norm = results.get("grad_norm")
         if norm is not None:
             self._require_finite("the norm of the gradients", norm[()])
-            self.grad_norm = float(norm)
-        self._parameters.swap()
-        self._state.swap()
-        self._steps += 1
+        for array in self._stores[SUMS].arrays(sums).values():
+            array.fill(0.0)  # those of the next step
+        self._now = Now(
+            turns=(1 - parameters, 1 - state, sums),
+            steps=now.steps + 1,
+            grad_norm=now.grad_norm if norm is None else float(norm),
+        )
+        return loss
 
     def _require_finite(self, what: str, value: Any) -> None:
         if not np.isfinite(value):
             raise FloatingPointError(
-                f"{what} is {value} in step {self._steps}, counted from 0: "
+                f"{what} is {value} in step {self.steps}, counted from 0: "
                 "parameters and state are those before it"
             )
 
@@ -319,7 +330,8 @@ class Trainer:
         """
         if self._prediction is None:
             self._prediction = self._runner(_programs.prediction(self._forward))
-        return self._prediction.run(fed_inputs(self._feeds.inputs(inputs)))["logits"]
+        feeds = fed_inputs(self._feeds.inputs(inputs))
+        return self._prediction.run(feeds, self._now.turns)["logits"]
 
     def save(self, path: str | os.PathLike[str], *, extra: Any = None) -> None:
         """Write a checkpoint: parameters, optimizer state, sums of gradients, number of steps.
@@ -328,7 +340,8 @@ class Trainer:
         ----------
         path : path
             A file there is replaced once the new one is whole and on the disk: a process that is
-            killed leaves the old one, and beside it perhaps ``<path>.tmp``.
+            killed leaves the old one, and beside it perhaps ``<path>.tmp``. Of several that
+            write at once, the last one's stays.
         extra : optional
             Anything that JSON can hold, for `load` to give back.
 
@@ -339,14 +352,14 @@ class Trainer:
         TypeError, ValueError
             JSON cannot hold `extra`.
         """
-        arrays = {**self._parameters.arrays, **self._state.arrays, **self._sums.arrays}
+        now = self._now
         header = {
             "config": self._config,
-            "steps": self._steps,
-            "collected": self._collected,
+            "steps": now.steps,
+            "collected": now.collected,
             "extra": extra,
         }
-        _checkpoint.write(path, arrays, header)
+        _checkpoint.write(path, self._arrays(now.turns), header)
 
     def load(self, path: str | os.PathLike[str]) -> Any:
         """Go on where the checkpoint was written.
@@ -366,19 +379,23 @@ class Trainer:
         OSError
             The file cannot be read.
         gce.onnx.training.CheckpointError
-            A ValueError: the file is damaged, or of a training that differs; how is said. The
-            trainer is then as it was.
+            A ValueError: the file is damaged, or of a training that differs; how is said.
+
+        Notes
+        -----
+        Whatever is raised, the trainer is as it was; or all is loaded, if that is an interrupt.
         """
         arrays, header = _checkpoint.read(path)
-        stores = (self._parameters, self._state, self._sums)
-        own = {name: array for store in stores for name, array in store.arrays.items()}
-        _checkpoint.require_same(path, "", header["config"], self._config)
+        _checkpoint.require_same(path, "", header.get("config") or {}, self._config)
+        steps = _checkpoint.count(path, header, "steps")
+        collected = _checkpoint.count(path, header, "collected", below=self._accumulate)
+        turns = tuple(1 - turn for turn in self._now.turns)
+        own = self._arrays(turns)
         _checkpoint.require_same(path, "arrays", sizes(arrays), sizes(own))
-        steps, collected, extra = (header[key] for key in ("steps", "collected", "extra"))
         for name, array in own.items():
             np.copyto(array, arrays[name].reshape(array.shape))
-        self._steps, self._collected, self.grad_norm = steps, collected, None
-        return extra
+        self._now = Now(turns, steps, collected)
+        return header.get("extra")
 
     def export(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
         """Give the forward model with the trained parameters.
@@ -395,7 +412,7 @@ class Trainer:
             runtime: it has no loss. Initializers that were split stay so.
         """
         model = copy_of(self._forward.original)
-        trained = self._parameters.arrays
+        trained = self._parameters()
         for tensor in model.graph.initializer:
             if tensor.name in trained:
                 tensor.CopyFrom(numpy_helper.from_array(trained[tensor.name], tensor.name))
@@ -404,12 +421,18 @@ class Trainer:
         return model
 
     def _runner(self, program: Program) -> Runner:
-        stores = (self._parameters, self._state, self._sums)
-        return Runner(program, stores, self._session_options)
+        return Runner(program, self._stores, self._session_options)
+
+    def _parameters(self) -> dict[str, Array]:
+        return self._stores[PARAMETERS].arrays(self._now.turns[PARAMETERS])
+
+    def _arrays(self, turns: tuple[int, ...]) -> dict[str, Array]:
+        pairs = zip(self._stores, turns, strict=True)
+        return {name: array for store, turn in pairs for name, array in store.arrays(turn).items()}
 
     def _run(self, runner: Runner, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            return runner.run(feeds)
+            return runner.run(feeds, self._now.turns)
         except IndexError as error:
             if " = -100, " in str(error) and self._options["ignore_index"] is None:
                 hint = "labels of -100 are ignored with ignore_index=-100"
