@@ -80,6 +80,8 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     >>> print(loss.round(4), grad.round(4))
     1.4402 [[ 0.0321 -0.7631]]
     """
+    if not isinstance(parts, Iterable):
+        raise TypeError(f"parts has type {type(parts).__name__}, expected an iterable of arrays")
     arrays = [_doubles(f"parts[{i}]", part) for i, part in enumerate(parts)]
     shapes = {array.shape for array in arrays}
     if len(shapes) != 1 or not next(iter(shapes)) or arrays[0].shape[-1] != len(FIELDS):

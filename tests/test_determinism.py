@@ -209,6 +209,47 @@ def test_a_thread_that_flushes_subnormal_numbers(isa):
     assert printed_by(FLUSHING, ("float32", "float64"), isa) == ["1", "1"]
 
 
+SUBNORMAL = """
+import numpy as np
+import torch
+import gce
+z = np.array([[0, 1, 2], [-np.inf, 0, 0]], "f4")
+tiny, vector = np.full(3, 1e-40, "f4"), np.full((2, 3), 9.7e-312)  # before numpy flushes, too
+calls = {
+    "weights": lambda: gce.loss_and_grad(z, [0, 1], 0.5, weight=tiny),
+    "gamma": lambda: gce.loss_and_grad(z, [0, 0], tiny[0]),
+    "gamma of each row": lambda: gce.loss_and_grad(z, [0, 0], tiny[:2]),
+    "a small mean": lambda: gce.loss_and_grad(z, [0, 1], 0.5, normalizer=3e38),
+    "normalizer": lambda: gce.loss_and_grad(z, [0, 1], 0.5, normalizer=1e-310),
+    "softcap": lambda: gce.loss_and_grad(z, [0, 1], 0.5, softcap=1e-310),
+    "out of range": lambda: gce.loss(z, [0, 1], -1e-310),
+    "vector": lambda: gce.hvp(z.astype("f8"), [0, 1], vector, 0.5),
+    "gamma's": lambda: gce.loss_gamma_grad(z, [0, 1], 0.5, normalizer=1e308),
+    "binary": lambda: gce.binary_loss_and_grad(z[0], [0, 1, 1], 0.5, pos_weight=1e-310),
+    "ufunc": lambda: gce.grad_weight(-745.0, 1e-310, 0.0),
+    "ufunc of floats": lambda: gce.grad_weight(np.float32(-90), 0.5, 0.0),
+}
+for name, call in calls.items():
+    found = set()
+    for flush in (False, True):
+        torch.set_flush_denormal(flush)
+        try:
+            result = call()
+            parts = result if isinstance(result, tuple) else (result,)
+            found.add(b" ".join(np.asarray(part).tobytes() for part in parts))
+        except ValueError as error:
+            found.add(str(error))
+    torch.set_flush_denormal(False)
+    if len(found) > 1:
+        print(name)
+print("tried", len(calls))
+"""
+
+
+def test_subnormal_options_and_results_in_a_thread_that_flushes_them(isa):
+    assert printed_by(SUBNORMAL, (), isa) == ["tried", "12"]
+
+
 # --- with, without, and where the gradient goes ---------------------------------------------------
 
 

@@ -679,6 +679,11 @@ def test_means_of_unusual_weights():
     with np.errstate(divide="ignore"):
         cancelling = gce.loss(logits, [0, 0], 0.5, sample_weight=[1.0, -1.0])
     assert np.isinf(cancelling)  # not 0: something was counted
+    assert np.isinf(gce.reference.loss(logits, [0, 0], 0.5, sample_weight=[1.0, -1.0]))
+    for module in (gce, gce.reference):  # as inf / inf is
+        loss, grad = module.loss_and_grad(logits, [0, 0], 0.5, sample_weight=[np.inf, 1.0])
+        assert np.isnan(loss) and np.isnan(grad[0]).all() and not grad[1].any()
+        assert np.isnan(module.loss(-logits, [0, 0], 0.0, sample_weight=[1.7e308, 1.7e308]))
     large = [1.0, 1e100, 1.0, -1e100]
     mean = gce.loss(np.zeros((4, 2)), [0] * 4, 0.0, sample_weight=large)
     assert mean == pytest.approx(np.log(2), rel=1e-15)

@@ -303,6 +303,10 @@ def test_errors_of_merge():
     for parts in ([], [stats, stats[:2]], [np.zeros(9)], [np.float64(1.0)]):
         with pytest.raises(ValueError, match=r"parts have shapes .*, expected of all that of"):
             shards.merge(parts)
+    with pytest.raises(
+        TypeError, match=r"^parts has type NoneType, expected an iterable of arrays"
+    ):
+        shards.merge(None)
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,12 @@ def gamma_cross_entropy(
         reduction=reduction,
         axis=axis,
     )
+    held_targets, ignored = _as_targets(
+        targets, None if ignore_index is None else operator.index(ignore_index)
+    )
     inputs = Inputs(
         jnp.asarray(logits),
-        jnp.asarray(targets),
+        held_targets,
         **{
             name: _as_real(name, array)
             for name, array in given.items()
@@ -173,7 +176,7 @@ def gamma_cross_entropy(
         axis=operator.index(axis) % ndim,
         reduction=str(reduction),
         value=str(value),
-        ignore_index=None if ignore_index is None else operator.index(ignore_index),
+        ignore_index=ignored,
         shift=operator.index(shift),
     )
     divisor_is_1 = weight is None and sample_weight is None and normalizer is None
@@ -200,8 +203,33 @@ def _is_default(name: str, given: Any) -> bool:
     return given is None or (is_number and given == 0 and name not in ("gamma", "normalizer"))
 
 
+def _require_held(name: str, number: float, dtype: Any) -> None:
+    """That a finite number stays one in jax, and none becomes a 0 that says something else."""
+    with np.errstate(over="ignore", under="ignore"):
+        held = float(np.asarray(number).astype(dtype))
+    is_lost = held == 0.0 and number != 0.0 and name in ("softcap", "normalizer")
+    if is_lost or (np.isinf(held) and np.isfinite(number)):
+        raise ValueError(f"{name} = {number:g} is {held:g} in {dtype}, which jax has")
+
+
+def _as_targets(given: Any, ignore_index: int | None) -> tuple[Any, int | None]:
+    """Targets, and which are ignored, as jax holds them: without its x64 mode in 32 bits."""
+    if isinstance(given, jax.Array) or ignore_index is None:
+        return jnp.asarray(given), ignore_index
+    array = np.asarray(given)
+    if array.dtype.kind in "iu":
+        held = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+        ignored = array == np.array(ignore_index)
+        if not held.min <= ignore_index <= held.max and np.any(ignored):
+            # What else is no class has been refused.
+            array, ignore_index = np.where(ignored, held.max, array), int(held.max)
+    return jnp.asarray(array), ignore_index
+
+
 def _as_real(name: str, given: Any) -> Any:
     array = jnp.asarray(given)
+    if name in NUMBERS and not isinstance(given, jax.Array):
+        _require_held(name, float(given), jnp.promote_types(array.dtype, jnp.float32))
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array.astype(jnp.result_type(float))
     # Numbers are read by the library, arrays by the core, which takes 16 bits too.

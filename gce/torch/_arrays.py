@@ -6,30 +6,67 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gce.torch._options import Options, class_axis
 
-__all__ = ["arguments_of", "array_of", "errors_of_pytorch"]
+__all__ = ["TYPES", "arguments_of", "array_of", "errors_of_pytorch"]
+
+
+# As numpy spells them; numpy has no bfloat16.
+TYPES = {
+    torch.bool: "|b1",
+    torch.uint8: "|u1",
+    torch.uint16: "=u2",
+    torch.uint32: "=u4",
+    torch.uint64: "=u8",
+    torch.int8: "|i1",
+    torch.int16: "=i2",
+    torch.int32: "=i4",
+    torch.int64: "=i8",
+    torch.float16: "=f2",
+    torch.bfloat16: "=u2",
+    torch.float32: "=f4",
+    torch.float64: "=f8",
+    torch.complex64: "=c8",
+    torch.complex128: "=c16",
+}
+
+
+class _Memory:
+    """What numpy makes an array of: after `Tensor.numpy`, nobody could resize the storage."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor  # the array keeps this alive
+        size = tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "strides": tuple(size * step for step in tensor.stride()),
+            "typestr": np.dtype(TYPES[tensor.dtype]).str,
+            "data": (tensor.data_ptr(), False),
+        }
 
 
 def array_of(tensor: torch.Tensor) -> NDArray[Any]:
     """The memory of a CPU tensor as an array of the same shape, strides and dtype."""
     tensor = tensor.detach().resolve_neg()
-    if tensor.numel() and tensor.layout == torch.strided:
+    if tensor.numel() == 0:
+        array: NDArray[Any] = np.empty(tuple(tensor.shape), TYPES[tensor.dtype])
+    else:
         steps = ((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
         needed = (tensor.storage_offset() + sum(steps) + 1) * tensor.element_size()
         found = tensor.untyped_storage().nbytes()
-        if found < needed:  # numpy would read what is not there
+        if found < needed:  # it was freed, or made smaller
             raise ArgumentValueError(
                 f"a tensor of shape {tuple(tensor.shape)} has a storage of {found} bytes, expected"
                 f" {needed} or more"
             )
-    is_bfloat16 = tensor.dtype == torch.bfloat16
-    array: NDArray[Any] = (tensor.view(torch.int16) if is_bfloat16 else tensor).numpy()
-    if is_bfloat16:
-        import ml_dtypes  # numpy has no bfloat16
+        array = np.asarray(_Memory(tensor))
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
 
         return array.view(ml_dtypes.bfloat16)
     return array

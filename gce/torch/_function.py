@@ -9,6 +9,7 @@ import torch
 
 from gce._types import Reduction, Value
 from gce.torch import _operators  # noqa: F401, registers torch.ops.gce
+from gce.torch._arrays import TYPES
 from gce.torch._options import Options
 
 __all__ = ["gamma_cross_entropy"]
@@ -250,6 +251,10 @@ def _check_tensors(tensors: dict[str, Any]) -> None:
             )
         if tensor.layout != torch.strided:
             raise TypeError(f"{name} has layout {tensor.layout}, expected torch.strided")
+        if tensor.is_nested:
+            raise TypeError(f"{name} is nested, expected a tensor of one shape")
+        if tensor.dtype not in TYPES:
+            raise TypeError(f"{name} has dtype {_name(tensor.dtype)}, expected a number of numpy's")
         if not torch.compiler.is_compiling() and _is_transformed(tensor):
             raise NotImplementedError(
                 f"{name} is being differentiated by torch.func or forward mode, expected "

@@ -659,13 +659,14 @@ def test_all_names_are_there():
     assert dir(gce.onnx) == gce.onnx.__all__
 
 
+@pytest.mark.parametrize("op_type", ["Identity", "Softmax"])
 @pytest.mark.parametrize("inputs", [["z"], ["b"], []])
-def test_models_that_are_no_graph_are_refused(inputs):
+def test_models_that_are_no_graph_are_refused(inputs, op_type):
     x, *outputs = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("x", "z", "b")
     )
     nodes = [
-        helper.make_node("Identity", inputs, ["z"]),
+        helper.make_node(op_type, inputs, ["z"]),
         helper.make_node("Identity", ["z"], ["b"]),
     ]
     graph = helper.make_graph(nodes, "cycle", [x], outputs)

@@ -559,6 +559,12 @@ def test_an_interrupt_in_any_line_of_load(tmp_path):
     assert line > 40
 
 
+def test_a_learning_rate_that_no_float64_holds():
+    trainer = Trainer(perceptron())
+    with pytest.raises(ValueError, match=r"^learning_rate is an integer that no float64 holds"):
+        trainer.step(X, LABELS, learning_rate=10**400)
+
+
 def test_a_schedule_that_fails():
     def schedule(step: int) -> float:
         raise KeyError("no such step")

@@ -201,3 +201,17 @@ def test_the_options_are_those_of_the_numpy_face():
     assert set(ours) <= set(theirs)
     assert all(ours[name].default == theirs[name].default for name in ours)
     assert all(ours[name].kind == theirs[name].kind for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "found"),
+    [
+        ("normalizer", 1e-60, "1e-60 is 0"),
+        ("softcap", 1e-60, "1e-60 is 0"),
+        ("softcap", 1e60, "1e+60 is inf"),
+        ("z_loss", 1e60, "1e+60 is inf"),
+    ],
+)
+def test_numbers_that_no_float32_holds(name, number, found):
+    with fails(ValueError, f"{name} = {found} in float32, which jax has"):
+        gamma_cross_entropy(**faults.arguments(), **{name: number})

@@ -119,6 +119,32 @@ def test_targets_of_each_integer_dtype(x64, dtype):
         assert np.isfinite(found)
 
 
+@pytest.mark.parametrize("ignored", [-(2**63), 2**32 + 1, 2**63 - 1])
+def test_ignored_targets_that_32_bits_do_not_hold(ignored):
+    logits, targets = problem()
+    targets = np.abs(targets.astype(np.int64) % 7)
+    targets.flat[::3] = ignored
+    options = {"ignore_index": ignored, "reduction": "none"}
+    expected = gce.loss(logits, targets, 0.5, **options)
+    for given in (targets, targets.tolist()):
+        assert_same_bits(gamma_cross_entropy(logits, given, 0.5, **options), expected)
+
+
+def test_subnormal_numbers_which_xla_takes_for_0():
+    logits = np.array([[0, 1, 2], [-np.inf, 0, 0]], "f4")
+    tiny = np.full(3, 1e-40, "f4")
+    for options in (
+        {"weight": tiny},
+        {"normalizer": float(tiny[0]), "sample_weight": tiny[:2]},
+        {"normalizer": 3e38},
+        {"z_loss": float(tiny[0]), "reduction": "none"},
+    ):
+        expected = gce.loss(logits, [0, 1], 0.5, **options)
+        assert_same_bits(gamma_cross_entropy(logits, [0, 1], 0.5, **options), expected)
+    found = gamma_cross_entropy(logits, [0, 0], tiny[:2], reduction="none")
+    assert_same_bits(found, gce.loss(logits, [0, 0], tiny[:2], reduction="none"))
+
+
 def test_against_the_reference():
     logits, targets = problem((40, 11))
     for gamma, b in itertools.product((0.0, 1e-7, 0.5, 1.0), (0.0, 0.2, 1.0)):

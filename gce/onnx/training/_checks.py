@@ -50,7 +50,11 @@ def checked_rate(value: Any) -> npt.NDArray[np.float64]:
     """The learning rate as the graph takes it."""
     number = value[()] if isinstance(value, np.ndarray) else value
     check_range("learning_rate", number)
-    return np.array(number, np.float64)
+    try:
+        return np.array(number, np.float64)
+    except OverflowError:
+        text = "learning_rate is an integer that no float64 holds, expected a finite number >= 0"
+        raise ValueError(text) from None
 
 
 def check_gamma(gamma: npt.ArrayLike, per_row: bool) -> None:

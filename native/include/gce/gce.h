@@ -16,7 +16,8 @@
  *
  * The core has no threads of its own. A host makes a plan, calls gce_plan_work from as many of its
  * threads as it likes, and finishes the plan; or it calls gce_run for all of this on one thread.
- * No result depends on how many threads worked or on which of them did what.
+ * No result depends on how many threads worked or on which of them did what, nor on what a thread
+ * was told of rounding, subnormal numbers and traps. A call needs 128 KiB of stack.
  *
  * The header is C11 and C++17. It needs no other library.
  */
