@@ -547,7 +547,7 @@ def divisor_of(row_weight: Doubles, reduction: Reduction, normalizer: float | No
     if reduction != "mean":
         return np.float64(1.0)
     if normalizer is not None:
-        return np.float64(normalizer)
+        return np.float64(normalizer or np.inf)
     return np.sum(row_weight) if np.any(row_weight) else np.float64(np.inf)  # nothing: 0, not 0/0
 
 

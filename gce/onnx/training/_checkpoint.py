@@ -67,7 +67,8 @@ def unused(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
             if not (is_locked_now(file) and is_same(file, beside)):
                 continue
             try:
-                file.truncate()
+                if os.fstat(file.fileno()).st_size > 0:  # a device has none
+                    file.truncate()
                 yield beside, file
             finally:
                 if is_same(file, beside):
