@@ -38,9 +38,9 @@ PARTS = {
     ),
     "hosts": Part(
         "Hosts in C and C++ get results, or a message",
-        "programs on the C ABI: threads of their own, hostile arguments, memory that runs out; "
-        "the first two with sanitizers too, the first in an emulator of AArch64; the operator in "
-        "ONNX Runtime's C++ API",
+        "programs on the C ABI: threads of their own, hostile arguments, traps, roundings and "
+        "flushing of their own, calls after a thread's end, memory that runs out; but for the last "
+        "with sanitizers and in an emulator of AArch64 too; the operator in ONNX Runtime's C++ API",
         ("test_c_abi", "onnx_ops/test_abi", "onnx_ops/test_host"),
     ),
 }

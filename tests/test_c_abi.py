@@ -65,7 +65,7 @@ def test_program(build):
     assert done.stdout == "on baseline\n"
 
 
-IN_AN_EMULATOR = {"abi": "on neon\non baseline\n", "hostile": ""}
+IN_AN_EMULATOR = {"abi": "on neon\non baseline\n", "hostile": "", "habits": ""}
 
 
 @pytest.mark.parametrize("name", IN_AN_EMULATOR)

@@ -65,11 +65,15 @@ static gce_problem problem_of(Memory* m) {
 
 typedef enum { kAsUsual, kTraps, kDown, kUp, kFlush, kHabits } Habit;
 
-static unsigned control(void) {
+static uint64_t control(void) {
 #if defined(__x86_64__)
   return _mm_getcsr() & 0xFFC0u; /* without what was raised */
+#elif defined(__aarch64__)
+  uint64_t word;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(word));
+  return word;
 #else
-  return (unsigned)fegetround();
+  return (uint64_t)fegetround();
 #endif
 }
 
@@ -80,6 +84,8 @@ static void take_up(Habit habit) {
   if (habit == kUp) fesetround(FE_UPWARD);
 #if defined(__x86_64__)
   if (habit == kFlush) _mm_setcsr(_mm_getcsr() | 0x8040);
+#elif defined(__aarch64__)
+  if (habit == kFlush) __asm__ volatile("msr fpcr, %0" : : "r"(control() | (1u << 24)));
 #endif
 }
 
@@ -144,9 +150,9 @@ static void floats(void) {
       Memory m;
       fill(&m);
       take_up((Habit)habit);
-      const unsigned before = control();
+      const uint64_t before = control();
       const gce_status found = run_case(which, &m);
-      const unsigned after = control();
+      const uint64_t after = control();
       take_up(kAsUsual);
       const int same = found == expected && before == after && memcmp(&m, &usual, sizeof(m)) == 0;
       if (!same)
