@@ -9,7 +9,7 @@ float64 array. ``examples/vocabulary_shards.py`` does it over ``torch.distribute
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,9 +80,13 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     >>> print(loss.round(4), grad.round(4))
     1.4402 [[ 0.0321 -0.7631]]
     """
-    if not isinstance(parts, Iterable):
-        raise TypeError(f"parts has type {type(parts).__name__}, expected an iterable of arrays")
-    arrays = [_doubles(f"parts[{i}]", part) for i, part in enumerate(parts)]
+    given: Any = parts
+    try:
+        iterator = iter(given)
+    except TypeError:
+        text = f"parts has type {type(parts).__name__}, expected an iterable of arrays"
+        raise TypeError(text) from None
+    arrays = [_doubles(f"parts[{i}]", part) for i, part in enumerate(iterator)]
     shapes = {array.shape for array in arrays}
     if len(shapes) != 1 or not next(iter(shapes)) or arrays[0].shape[-1] != len(FIELDS):
         found = ", ".join(map(str, sorted(shapes))) or "none"

@@ -307,6 +307,8 @@ def test_errors_of_merge():
         TypeError, match=r"^parts has type NoneType, expected an iterable of arrays"
     ):
         shards.merge(None)
+    with pytest.raises(TypeError, match=r"^parts has type ndarray, expected an iterable of arrays"):
+        shards.merge(np.array(3.0))
 
 
 @pytest.mark.parametrize(

@@ -491,3 +491,18 @@ def test_tensors_without_one_shape_or_plain_numbers():
     scales = torch.quantize_per_tensor(input, 0.1, 0, torch.quint8)
     with pytest.raises(TypeError, match=r"^input has dtype quint8, expected a number of numpy"):
         gamma_cross_entropy(scales, target, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"ignore_index": 2**63}, "ignore_index = 9223372036854775808, expected a 64-bit integer"),
+        ({"shift": 2**63}, "shift = 9223372036854775808, expected a 64-bit integer"),
+        ({"normalizer": 10**400}, "normalizer is an integer that no float64 holds"),
+        ({"z_loss": 10**400}, "z_loss is an integer that no float64 holds"),
+    ],
+    ids=lambda each: "" if isinstance(each, str) else next(iter(each)),
+)
+def test_integers_that_no_operator_takes(option, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        gamma_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), 0.5, **option)

@@ -203,8 +203,9 @@ def _is_default(name: str, given: Any) -> bool:
     return given is None or (is_number and given == 0 and name not in ("gamma", "normalizer"))
 
 
-def _require_held(name: str, number: float, dtype: Any) -> None:
+def _require_held(name: str, number: float) -> None:
     """That a finite number stays one in jax, and none becomes a 0 that says something else."""
+    dtype = jnp.result_type(float)
     with np.errstate(over="ignore", under="ignore"):
         held = float(np.asarray(number).astype(dtype))
     is_lost = held == 0.0 and number != 0.0 and name in ("softcap", "normalizer")
@@ -227,9 +228,13 @@ def _as_targets(given: Any, ignore_index: int | None) -> tuple[Any, int | None]:
 
 
 def _as_real(name: str, given: Any) -> Any:
-    array = jnp.asarray(given)
+    """An option as a float array; integers do not become 32-bit ones on the way."""
+    if not isinstance(given, jax.Array) and np.asarray(given).dtype.kind in "biuO":
+        given = np.asarray(given, np.float64)
     if name in NUMBERS and not isinstance(given, jax.Array):
-        _require_held(name, float(given), jnp.promote_types(array.dtype, jnp.float32))
+        _require_held(name, float(given))
+    with np.errstate(over="ignore", under="ignore"):  # as jax' own arithmetic
+        array = jnp.asarray(given)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array.astype(jnp.result_type(float))
     # Numbers are read by the library, arrays by the core, which takes 16 bits too.

@@ -468,7 +468,7 @@ def _weights_of(name: str, weights: ArrayLike, elem_type: int, class_dim: Any) -
             f"weights has shape {given.shape}, expected ({classes or 'C'},): "
             "one per class of logits"
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", under="ignore"):
         array = given.astype(dtype)
     lost = np.isinf(array) & np.isfinite(given.astype(np.float64))
     if lost.any():

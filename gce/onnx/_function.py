@@ -101,6 +101,8 @@ def attach_function(model: onnx.ModelProto | str | os.PathLike[str]) -> onnx.Mod
         fresh = fresh_names(value_names(attached), DOMAIN)
         for body in reversed(bodies):  # subgraphs first: what holds them is copied
             _weigh_by_one(body, fresh)
+        for function in attached.functions:
+            _import_standard(function, opset)
     attached.functions.append(parser.parse_function(function_text(opset, parts)))
     attached.ir_version = max(attached.ir_version, FUNCTION_IR_VERSION)
     return attached
@@ -164,6 +166,12 @@ def _check(node: onnx.NodeProto, probabilities: bool) -> None:
         {name: a.decode() if isinstance(a, bytes) else a for name, a in attributes.items()},
         probabilities,
     )
+
+
+def _import_standard(function: onnx.FunctionProto, opset: int) -> None:
+    """Let a function use the standard operators, if it had none of them to say a version for."""
+    if not any(each.domain in ("", "ai.onnx") for each in function.opset_import):
+        function.opset_import.append(onnx.helper.make_opsetid("", opset))
 
 
 def _weigh_by_one(body: Body, fresh: Callable[[], str]) -> None:

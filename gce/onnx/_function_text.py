@@ -461,7 +461,10 @@ GammaCrossEntropyLoss
     counted_weight = Where (ignored, zero, row_weight)
     total = ReduceSum <keepdims = 0> (counted_weight)
     divisor = Where (is_mean, total, one)
-    is_nothing = Equal (divisor, zero)
+    counted_size = Abs (counted_weight)
+    total_size = ReduceSum <keepdims = 0> (counted_size)
+    has_no_weight = Equal (total_size, zero)
+    is_nothing = And (is_mean, has_no_weight)
     divisor_safe = Where (is_nothing, one, divisor)
     loss_of_rows = Squeeze (counted_loss, axis)
     ${moved_loss}
@@ -477,18 +480,17 @@ GammaCrossEntropyLoss
     summed = Reshape <allowzero = 1> (loss_rows, summed_shape)
     loss_sum = ReduceSum <keepdims = 0> (summed, first)
     loss_1 = Div (loss_sum, divisor_safe)
-    loss_2 = Where (is_nothing, zero, loss_1)
-    loss = CastLike (loss_2, scores)
+    loss = CastLike (loss_1, scores)
 
     # The gradient.
     slope_1 = Mul (own, w_b)
     slope = Div (slope_1, divisor_safe)
     s_smooth = Div (spread, divisor_safe)
     of_all = Mul (s_smooth, c_sum)
-    twice = Add (logsumexp, logsumexp)
-    of_z_1 = Mul (lambda, twice)
+    of_z_1 = Mul (lambda, logsumexp)
     of_z_2 = Div (of_z_1, divisor_safe)
-    of_z = Where (has_z_loss, of_z_2, zero)
+    of_z_3 = Add (of_z_2, of_z_2)
+    of_z = Where (has_z_loss, of_z_3, zero)
     of_both = Add (of_all, of_z)
     ${gradient}
     ${cap_slope}

@@ -80,6 +80,12 @@ def loss_node(
     >>> print(node.op_type, list(node.output))
     GammaCrossEntropyLoss ['loss', 'grad']
     """
+    names: dict[str, Any] = {"scores": scores, "labels": labels, "gamma": gamma, "loss": loss}
+    names |= {"weights": weights or "", "grad": grad or "", "name": name or ""}
+    for argument, value_name in names.items():
+        if not isinstance(value_name, str):
+            kind = type(value_name).__name__
+            raise TypeError(f"{argument} has type {kind}, expected str, the name of a value")
     numbers: dict[str, Any] = {
         "threshold": threshold,
         "label_smoothing": label_smoothing,

@@ -47,7 +47,8 @@ class GammaCrossEntropyLoss(OpRun):
         given = {name: item for name, item in attributes.items() if item is not None}
         options = {"ignore_index": None, **given}
         loss, grad = gce.loss_and_grad(scores, labels, gamma, weight=weights, axis=1, **options)
-        results = (np.asarray(loss).astype(scores.dtype), grad)
+        with np.errstate(over="ignore", under="ignore"):  # as the kernel's conversion
+            results = (np.asarray(loss).astype(scores.dtype), grad)
         return results[: max(1, len(self.onnx_node.output))]
 
 

@@ -220,6 +220,8 @@ def _check_options(**options: Any) -> None:
     for name, option in options.items():
         kinds, text = KINDS[name]
         if isinstance(option, kinds):
+            if isinstance(option, int) and not torch.compiler.is_compiling():
+                _check_size(name, option)
             continue
         if not isinstance(option, torch.Tensor):
             raise TypeError(f"{name} has type {type(option).__name__}, expected {text}")
@@ -227,6 +229,17 @@ def _check_options(**options: Any) -> None:
             raise TypeError(f"{name} has dtype {_name(option.dtype)}, expected {text}")
         if option.requires_grad and torch.is_grad_enabled():
             raise _not_differentiated(name)
+
+
+def _check_size(name: str, option: int) -> None:
+    if KINDS[name][0][0] is INTEGER[0]:
+        if not -(2**63) <= option < 2**63:
+            raise ValueError(f"{name} = {option}, expected a 64-bit integer")
+        return
+    try:
+        float(option)
+    except OverflowError:
+        raise ValueError(f"{name} is an integer that no float64 holds") from None
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -3,6 +3,7 @@
 #ifndef GCE_CORE_ERROR_H_
 #define GCE_CORE_ERROR_H_
 
+#include <cmath>
 #include <locale>
 #include <sstream>
 #include <string>
@@ -38,7 +39,7 @@ inline double number_in(const std::string& text) {
   stream.imbue(std::locale::classic());
   double number = 0.0;
   stream >> number;
-  return number;
+  return stream.fail() ? std::nan("") : number;  // more than the largest is that, and a failure
 }
 
 // As few digits as tell a number from all others: 1.1 for what 17 digits show as 1.1000000000000001.

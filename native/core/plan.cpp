@@ -291,14 +291,12 @@ void Plan::lay_out_elements(const gce_binary_problem& problem) {
 template <class Problem>
 void Plan::set_divisor(const Problem& problem, const RowWeights& weights) {
   rows_.divisor = 1.0;
-  is_mean_of_nothing_ = false;
   if (problem.reduction != GCE_REDUCTION_MEAN) return;
   if (problem.has_normalizer) {
     rows_.divisor = problem.normalizer;
     return;
   }
-  // The mean and its gradient are 0 then, not 0/0.
-  is_mean_of_nothing_ = !weights.any;
+  // Nothing counted: the mean and its gradient are 0, not 0/0.
   rows_.divisor = weights.any ? weights.sum : HUGE_VAL;
 }
 
@@ -394,7 +392,7 @@ void Plan::finish() {
     add_exactly(&total, sum.high);
     total.low += sum.low;
   }
-  const double loss = is_mean_of_nothing_ ? 0.0 : value_of(total) / rows_.divisor;
+  const double loss = value_of(total) / rows_.divisor;
   write_real(static_cast<char*>(loss_.data), loss_.dtype, loss);
 }
 

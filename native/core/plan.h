@@ -60,7 +60,6 @@ class Plan {
   int64_t chunks_;
   int32_t workers_;
   bool is_binary_ = false;
-  bool is_mean_of_nothing_;
   std::atomic<int64_t> next_chunk_{0};
   bool splits_rows_ = false;  // into segments, which several workers take
   LongRows long_rows_{};

@@ -207,6 +207,61 @@ def test_nothing_counted_is_zero():
     assert loss == 0 and not grad.any()
 
 
+def test_weights_that_cancel_are_not_nothing():
+    arguments = {
+        "scores": np.array([[1.0, 2.0], [3.0, 0.0]], np.float32),
+        "labels": np.array([0, 1]),
+        "gamma": np.array(0.5),
+        "weights": np.array([1.0, -1.0], np.float32),
+    }
+    loss, grad = run(arguments)
+    assert np.isinf(loss) and loss == numpy_op(**arguments)[0]
+    assert not np.isfinite(grad).any()
+    arguments["weights"][:] = 0.0
+    assert not any(result.any() for result in run(arguments))
+    arguments["scores"][0, 0] = np.nan  # no weight makes a number of that
+    for one, other in zip(run(arguments), numpy_op(**arguments), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_z_loss_of_scores_near_the_largest():
+    arguments = {
+        "scores": np.array([[1e308, 0.0]]),
+        "labels": np.array([1]),
+        "gamma": np.array(0.0),
+    }
+    options = {"z_loss": 0.5}
+    for one, other in zip(run(arguments, **options), numpy_op(**arguments, **options), strict=True):
+        np.testing.assert_allclose(one, other)
+
+
+@pytest.mark.parametrize("imports", [[], [("", 17)]], ids=["none", "17"])
+def test_weights_beside_a_models_function_without_any(imports):
+    """The function needs standard operators then, and may not have said of which version."""
+    weighted = problem(np.random.default_rng(3), FLOATS[0], (6, 5), weights=True)
+    names = list(weighted)
+    inner = helper.make_function(
+        "mine",
+        "Inner",
+        ["a", "b", "c"],
+        ["d"],
+        [gce.onnx.loss_node("a", "b", "c", loss="d")],
+        [helper.make_opsetid(*each) for each in imports]
+        + [helper.make_opsetid(gce.onnx.DOMAIN, 1)],
+    )
+    nodes = [
+        helper.make_node("Inner", names[:3], ["x"], domain="mine"),
+        helper.make_node(gce.onnx.OP_TYPE, names, ["y"], domain=gce.onnx.DOMAIN),
+    ]
+    model = make_model(nodes, values_of(weighted), [Value(n, FLOATS[0], None) for n in "xy"])
+    model.functions.append(inner)
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    attached = gce.onnx.attach_function(model)
+    plain = {name: weighted[name] for name in names[:3]}
+    expected = [numpy_op(**plain)[0], numpy_op(**weighted)[0]]
+    assert_close(make_session(attached, library=False).run(None, weighted), expected)
+
+
 @pytest.mark.parametrize("label", [-1, -5, 5, 2**40, -(2**63) + 1])
 def test_a_label_out_of_range_is_an_error(label):
     arguments = problem(np.random.default_rng(0), FLOATS[0], (4, 5))

@@ -673,3 +673,10 @@ def test_models_that_are_no_graph_are_refused(inputs, op_type):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     with pytest.raises(ValueError, match="logits is not given"):
         gce.onnx.attach_loss(model)
+
+
+@pytest.mark.parametrize("name", ["scores", "labels", "gamma", "loss", "weights", "grad", "name"])
+def test_names_of_a_node_are_text(name):
+    given = {"scores": "a", "labels": "b", "gamma": "c", name: 5}
+    with pytest.raises(TypeError, match=f"^{name} has type int, expected str"):
+        gce.onnx.loss_node(**given)

@@ -130,6 +130,32 @@ def test_ignored_targets_that_32_bits_do_not_hold(ignored):
         assert_same_bits(gamma_cross_entropy(logits, given, 0.5, **options), expected)
 
 
+def test_integers_that_32_bits_do_not_hold():
+    logits, targets = problem((8, 5))
+    large = 2**32 + 8
+    for options in (
+        {"normalizer": large},
+        {"normalizer": np.int64(large)},
+        {"normalizer": 10**25},
+        {"softcap": np.int64(2**32 + 1)},
+        {"z_loss": np.int64(2**32 + 1)},
+        {"weight": np.arange(5) + 2**32},
+        {"sample_weight": np.full(8, 2**32)},
+        {"sample_weight": [2**40] * 8},
+    ):
+        found = gamma_cross_entropy(logits, targets, 0.5, **options)
+        np.testing.assert_allclose(found, gce.loss(logits, targets, 0.5, **options), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numpys_error_state_is_not_asked():
+    logits, targets = problem((8, 5))
+    with np.errstate(all="raise"):
+        assert np.isfinite(gamma_cross_entropy(logits, targets, np.float64(1e-300)))
+        with pytest.raises(ValueError, match=r"z_loss = 1e\+300 is inf in float32"):
+            gamma_cross_entropy(logits, targets, 0.5, z_loss=np.float64(1e300))
+
+
 def test_subnormal_numbers_which_xla_takes_for_0():
     logits = np.array([[0, 1, 2], [-np.inf, 0, 0]], "f4")
     tiny = np.full(3, 1e-40, "f4")

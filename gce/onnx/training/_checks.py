@@ -51,10 +51,13 @@ def checked_rate(value: Any) -> npt.NDArray[np.float64]:
     number = value[()] if isinstance(value, np.ndarray) else value
     check_range("learning_rate", number)
     try:
-        return np.array(number, np.float64)
+        with np.errstate(over="ignore"):
+            rate = np.array(number, np.float64)
     except OverflowError:
-        text = "learning_rate is an integer that no float64 holds, expected a finite number >= 0"
-        raise ValueError(text) from None
+        rate = np.array(np.inf)
+    if not np.isfinite(rate):
+        raise ValueError("learning_rate is more than any float64, expected a finite number >= 0")
+    return rate
 
 
 def check_gamma(gamma: npt.ArrayLike, per_row: bool) -> None:
