@@ -53,21 +53,15 @@ static void free_batch(Batch* b) {
   free(b->targets);
 }
 
-static gce_array array_of(void* data, int32_t dtype, int32_t ndim, const int64_t* shape,
-                          const int64_t* strides) {
-  gce_array a = {data, shape, strides, ndim, dtype, 0};
-  return a;
-}
-
 static gce_problem problem_of(Batch* b) {
   gce_problem p;
   gce_problem_init(&p);
-  p.logits = array_of(b->logits, GCE_FLOAT32, 2, b->shape, b->strides);
-  p.targets = array_of(b->targets, GCE_INT64, 1, b->shape, &b->row_stride);
-  p.gamma = array_of(&b->gamma, GCE_FLOAT64, 0, NULL, NULL);
+  p.logits = array_of(b->logits, 2, GCE_FLOAT32, b->shape, b->strides);
+  p.targets = array_of(b->targets, 1, GCE_INT64, b->shape, &b->row_stride);
+  p.gamma = array_of(&b->gamma, 0, GCE_FLOAT64, NULL, NULL);
   p.label_smoothing = b->epsilon;
-  p.loss = array_of(&b->loss, GCE_FLOAT32, 0, NULL, NULL);
-  p.grad = array_of(b->grad, GCE_FLOAT32, 2, b->shape, b->strides);
+  p.loss = array_of(&b->loss, 0, GCE_FLOAT32, NULL, NULL);
+  p.grad = array_of(b->grad, 2, GCE_FLOAT32, b->shape, b->strides);
   return p;
 }
 
@@ -169,9 +163,9 @@ static void statistics(void) {
   const int64_t float_stride = sizeof(float);
   b.gamma = 0.0; /* the loss is -log p */
   p.loss.data = p.grad.data = p.gamma.data = NULL;
-  p.target_log_prob = array_of(log_p, GCE_FLOAT32, 1, b.shape, &float_stride);
-  p.logsumexp = array_of(logsumexp, GCE_FLOAT32, 1, b.shape, &float_stride);
-  p.argmax = array_of(argmax, GCE_INT64, 1, b.shape, &b.row_stride);
+  p.target_log_prob = array_of(log_p, 1, GCE_FLOAT32, b.shape, &float_stride);
+  p.logsumexp = array_of(logsumexp, 1, GCE_FLOAT32, b.shape, &float_stride);
+  p.argmax = array_of(argmax, 1, GCE_INT64, b.shape, &b.row_stride);
   CHECK(gce_run(&p) == GCE_OK);
   for (int64_t r = 0; r < 5; ++r) {
     const float* z = b.logits + r * 101;
@@ -250,7 +244,7 @@ static void errors_of_products_and_shards(void) {
       "num_classes - 10 for a slice of 10 classes");
   p.all_classes = 20;
   EXPECT_ERROR(GCE_VALUE_ERROR, "stats has shape (), expected that of targets, (8,), and 12 more");
-  p.shard_stats = array_of(stats, GCE_FLOAT64, 2, shape, strides);
+  p.shard_stats = array_of(stats, 2, GCE_FLOAT64, shape, strides);
   p.vector = p.logits;
   EXPECT_ERROR(GCE_VALUE_ERROR, "vector is given, expected none for a slice of the classes");
   p.vector.data = NULL;
@@ -317,12 +311,12 @@ static gce_binary_problem problem_of_labels(Labels* l) {
   gce_binary_problem p;
   memset(&p, 0xA5, sizeof(p));
   gce_binary_problem_init(&p);
-  p.logits = array_of(l->logits, GCE_FLOAT32, 2, l->shape, l->strides);
-  p.targets = array_of(l->targets, GCE_FLOAT32, 2, l->shape, l->strides);
-  p.pos_weight = array_of(l->pos_weight, GCE_FLOAT32, 1, &l->shape[1], &l->strides[1]);
-  p.gamma = array_of(&l->gamma, GCE_FLOAT64, 0, NULL, NULL);
-  p.loss = array_of(&l->loss, GCE_FLOAT32, 0, NULL, NULL);
-  p.grad = array_of(l->grad, GCE_FLOAT32, 2, l->shape, l->strides);
+  p.logits = array_of(l->logits, 2, GCE_FLOAT32, l->shape, l->strides);
+  p.targets = array_of(l->targets, 2, GCE_FLOAT32, l->shape, l->strides);
+  p.pos_weight = array_of(l->pos_weight, 1, GCE_FLOAT32, &l->shape[1], &l->strides[1]);
+  p.gamma = array_of(&l->gamma, 0, GCE_FLOAT64, NULL, NULL);
+  p.loss = array_of(&l->loss, 0, GCE_FLOAT32, NULL, NULL);
+  p.grad = array_of(l->grad, 2, GCE_FLOAT32, l->shape, l->strides);
   return p;
 }
 
@@ -424,10 +418,10 @@ static gce_problem halves_of(const double* sample_weight, const int64_t* rows, i
   gce_problem p;
   gce_problem_init(&p);
   shape[0] = *rows;
-  p.logits = array_of(&logit, dtype, 2, shape, same);
-  p.targets = array_of(&target, GCE_INT64, 1, shape, same);
-  p.gamma = array_of(&one, GCE_FLOAT64, 0, NULL, NULL);
-  p.sample_weight = array_of((void*)sample_weight, GCE_FLOAT64, 1, shape, &stride);
+  p.logits = array_of(&logit, 2, dtype, shape, same);
+  p.targets = array_of(&target, 1, GCE_INT64, shape, same);
+  p.gamma = array_of(&one, 0, GCE_FLOAT64, NULL, NULL);
+  p.sample_weight = array_of((void*)sample_weight, 1, GCE_FLOAT64, shape, &stride);
   return p;
 }
 
@@ -443,7 +437,7 @@ static void check_narrow(double loss, int32_t dtype, uint16_t found, uint16_t ex
   }
   p.has_normalizer = 1;
   p.normalizer = 1.0;
-  p.loss = array_of(&mean, dtype, 0, NULL, NULL);
+  p.loss = array_of(&mean, 0, dtype, NULL, NULL);
   CHECK(gce_run(&p) == GCE_OK && mean == found);
 }
 
@@ -481,9 +475,9 @@ static void narrow_losses(int32_t dtype) {
   for (int64_t r = 0; r < rows; ++r) weights[r] = 2.0 * losses[r];
   gce_problem p = halves_of(weights, &rows, dtype);
   p.reduction = GCE_REDUCTION_NONE;
-  p.loss = array_of(found, dtype, 1, &rows, &strides[0]);
+  p.loss = array_of(found, 1, dtype, &rows, &strides[0]);
   CHECK(gce_run(&p) == GCE_OK);
-  p.loss = array_of(wide, GCE_FLOAT32, 1, &rows, &strides[1]);
+  p.loss = array_of(wide, 1, GCE_FLOAT32, &rows, &strides[1]);
   CHECK(gce_run(&p) == GCE_OK);
   for (int64_t r = 0; r < rows; ++r) {
     CHECK((double)wide[r] == losses[r]); /* so that what is rounded is a float */
@@ -510,7 +504,7 @@ static void unusual_narrow_losses(int32_t dtype) {
   uint16_t found[6];
   gce_problem p = halves_of(weights, &rows, dtype);
   p.reduction = GCE_REDUCTION_NONE;
-  p.loss = array_of(found, dtype, 1, &rows, &stride);
+  p.loss = array_of(found, 1, dtype, &rows, &stride);
   CHECK(gce_run(&p) == GCE_OK);
   CHECK(found[0] == infinity);
   CHECK(found[1] == (infinity | 0x8000));
@@ -526,19 +520,19 @@ static void wrong_loss_dtypes(void) {
   const double weight = 1.0;
   double loss = -77.0;
   gce_problem p = halves_of(&weight, &one, GCE_FLOAT16);
-  p.loss = array_of(&loss, GCE_FLOAT64, 0, NULL, NULL);
+  p.loss = array_of(&loss, 0, GCE_FLOAT64, NULL, NULL);
   CHECK_ERROR(gce_run(&p), GCE_TYPE_ERROR,
               "loss has dtype float64, expected float32, or the dtype of logits");
   p.loss.dtype = GCE_BFLOAT16;
   CHECK_ERROR(gce_run(&p), GCE_TYPE_ERROR,
               "loss has dtype bfloat16, expected float32, or the dtype of logits");
-  p.loss = array_of(&loss, GCE_FLOAT16, 1, &one, &one);
+  p.loss = array_of(&loss, 1, GCE_FLOAT16, &one, &one);
   p.reduction = GCE_REDUCTION_NONE;
   p.logits.dtype = GCE_BFLOAT16;
   CHECK_ERROR(gce_run(&p), GCE_TYPE_ERROR,
               "loss has dtype float16, expected float32, or the dtype of logits");
   p.loss.data = NULL;
-  p.logsumexp = array_of(&loss, GCE_BFLOAT16, 1, &one, &one); /* statistics have no such choice */
+  p.logsumexp = array_of(&loss, 1, GCE_BFLOAT16, &one, &one); /* statistics have no such choice */
   CHECK_ERROR(gce_run(&p), GCE_TYPE_ERROR, "logsumexp has dtype bfloat16, expected float32");
   CHECK(loss == -77.0);
 }

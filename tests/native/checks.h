@@ -1,4 +1,4 @@
-/* For hosts in C: each check that does not hold is printed, and counted in `failures`. */
+/* For hosts in C: arrays, and checks. Each check that does not hold is printed, and counted in `failures`. */
 #ifndef GCE_TESTS_CHECKS_H_
 #define GCE_TESTS_CHECKS_H_
 
@@ -24,5 +24,11 @@ static void check_error(gce_status found, gce_status expected, const char* messa
 }
 #define CHECK_ERROR(status, expected, message) \
   check_error((status), (expected), (message), __LINE__)
+
+static inline gce_array array_of(void* data, int32_t ndim, int32_t dtype, const int64_t* lengths,
+                                 const int64_t* steps) {
+  const gce_array array = {data, lengths, steps, ndim, dtype, 0};
+  return array;
+}
 
 #endif /* GCE_TESTS_CHECKS_H_ */

@@ -27,18 +27,6 @@ typedef struct {
 static int64_t shape[] = {kRows, kClasses}, strides[] = {4 * kClasses, 4};
 static int64_t of_floats[] = {4}, of_integers[] = {8}, classes[] = {kClasses};
 
-static gce_array array_of(void* data, int32_t ndim, int32_t dtype, int64_t* lengths,
-                          int64_t* steps) {
-  gce_array array;
-  memset(&array, 0, sizeof(array));
-  array.data = data;
-  array.shape = lengths;
-  array.strides = steps;
-  array.ndim = ndim;
-  array.dtype = dtype;
-  return array;
-}
-
 static void fill(Memory* m) {
   memset(m, 0, sizeof(*m));
   for (int i = 0; i < kRows * kClasses; ++i) m->logits[i] = (float)(i * 37 % 17) / 3;

@@ -18,18 +18,6 @@ typedef struct {
 static Memory memory;
 static int64_t shape[2], strides[2], rows[1], float_steps[1], long_steps[1];
 
-static gce_array array_of(void* data, int32_t ndim, int32_t dtype, int64_t* lengths,
-                          int64_t* steps) {
-  gce_array array;
-  memset(&array, 0, sizeof(array));
-  array.data = data;
-  array.shape = lengths;
-  array.strides = steps;
-  array.ndim = ndim;
-  array.dtype = dtype;
-  return array;
-}
-
 static gce_problem good(void) {
   gce_problem p;
   memset(&memory, 0, sizeof(memory));
