@@ -135,6 +135,8 @@ def test_the_help_says_the_defaults_of_each_task(capsys: pytest.CaptureFixture[s
         (["bench", "--shape", "3,many"], "'3,many' is no shape: expected positive integers"),
         (["bench", "--shape", "3,0"], "'3,0' is no shape"),
         (["bench", "--shape", ""], "'' is no shape"),
+        (["bench", "--shape", ",".join("1" * 65)], "is no shape"),
+        (["bench", "--threads", "9" * 20], f"'{'9' * 20}' is not an integer of at least 1 and be"),
         (["bench", "--shape", "3,4", "--axis", "2"], "--axis 2: the shape 3,4 has 2 axes"),
         (["bench", "--shape", "3,4", "--axis", "-3"], "--axis -3: the shape 3,4 has 2 axes"),
         (["bench", "--axis", "1"], "--axis goes with --shape"),

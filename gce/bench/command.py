@@ -26,7 +26,8 @@ COPIES = 5  # of the logits, that a case may need: buffers, and gradients of a p
 def shape(text: str) -> tuple[int, ...]:
     """Parse ``512,32000``."""
     parts = text.replace("x", ",").split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    is_shape = all(part.strip().isdecimal() and int(part) > 0 for part in parts)
+    if not is_shape or len(parts) > 64:  # more axes than an array has
         raise argparse.ArgumentTypeError(
             f"{text!r} is no shape: expected positive integers, as in 512,32000"
         )
@@ -35,8 +36,8 @@ def shape(text: str) -> tuple[int, ...]:
 
 def count(text: str) -> int:
     """Parse a number that counts something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1 and below 2^31")
     return int(text)
 
 
