@@ -55,7 +55,7 @@ typedef enum { kAsUsual, kTraps, kDown, kUp, kFlush, kHabits } Habit;
 
 static uint64_t control(void) {
 #if defined(__x86_64__)
-  return _mm_getcsr() & 0xFFC0u; /* without what was raised */
+  return _mm_getcsr(); /* with what was raised */
 #elif defined(__aarch64__)
   uint64_t word;
   __asm__ volatile("mrs %0, fpcr" : "=r"(word));
