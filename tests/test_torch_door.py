@@ -477,7 +477,9 @@ def test_storage_can_be_resized_afterwards():
     given = {"input": torch.randn(4, 5), "target": torch.arange(4), "weight": torch.ones(5)}
     given["input"].requires_grad_()
     gamma_cross_entropy(**given, gamma=0.3).backward()
-    for tensor in (*given.values(), given["input"].grad):
+    grad = given["input"].grad
+    assert grad is not None
+    for tensor in (*given.values(), grad):
         tensor.untyped_storage().resize_(0)
         tensor.untyped_storage().resize_(4000)
 
