@@ -9,7 +9,7 @@ float64 array. ``examples/vocabulary_shards.py`` does it over ``torch.distribute
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,9 +80,8 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     >>> print(loss.round(4), grad.round(4))
     1.4402 [[ 0.0321 -0.7631]]
     """
-    given: Any = parts
     try:
-        iterator = iter(given)
+        iterator = iter(parts)
     except TypeError:
         text = f"parts has type {type(parts).__name__}, expected an iterable of arrays"
         raise TypeError(text) from None

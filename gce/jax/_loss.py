@@ -220,19 +220,20 @@ def _as_targets(given: Any, ignore_index: int | None) -> tuple[Any, int | None]:
     array = np.asarray(given)
     if array.dtype.kind in "iu":
         held = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
-        ignored = array == np.array(ignore_index)
-        if not held.min <= ignore_index <= held.max and np.any(ignored):
-            # What else is no class has been refused.
-            array, ignore_index = np.where(ignored, held.max, array), int(held.max)
+        if not held.min <= ignore_index <= held.max:
+            ignored = array == np.array(ignore_index)
+            if np.any(ignored):  # what else is no class has been refused
+                array, ignore_index = np.where(ignored, held.max, array), int(held.max)
     return jnp.asarray(array), ignore_index
 
 
 def _as_real(name: str, given: Any) -> Any:
     """An option as a float array; integers do not become 32-bit ones on the way."""
-    if not isinstance(given, jax.Array) and np.asarray(given).dtype.kind in "biuO":
-        given = np.asarray(given, np.float64)
-    if name in NUMBERS and not isinstance(given, jax.Array):
-        _require_held(name, float(given))
+    if not isinstance(given, jax.Array):
+        if np.asarray(given).dtype.kind in "biuO":
+            given = np.asarray(given, np.float64)
+        if name in NUMBERS:
+            _require_held(name, float(given))
     with np.errstate(over="ignore", under="ignore"):  # as jax' own arithmetic
         array = jnp.asarray(given)
     if not jnp.issubdtype(array.dtype, jnp.floating):

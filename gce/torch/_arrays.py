@@ -15,23 +15,13 @@ from gce.torch._options import Options, class_axis
 __all__ = ["TYPES", "arguments_of", "array_of", "errors_of_pytorch"]
 
 
-# As numpy spells them; numpy has no bfloat16.
-TYPES = {
-    torch.bool: "|b1",
-    torch.uint8: "|u1",
-    torch.uint16: "=u2",
-    torch.uint32: "=u4",
-    torch.uint64: "=u8",
-    torch.int8: "|i1",
-    torch.int16: "=i2",
-    torch.int32: "=i4",
-    torch.int64: "=i8",
-    torch.float16: "=f2",
-    torch.bfloat16: "=u2",
-    torch.float32: "=f4",
-    torch.float64: "=f8",
-    torch.complex64: "=c8",
-    torch.complex128: "=c16",
+NAMES = (  # the same in numpy
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+)
+TYPES: dict[torch.dtype, np.dtype[Any]] = {
+    **{getattr(torch, name): np.dtype(name) for name in NAMES},
+    torch.bfloat16: np.dtype("uint16"),  # of which numpy has none
 }
 
 
@@ -45,7 +35,7 @@ class _Memory:
             "version": 3,
             "shape": tuple(tensor.shape),
             "strides": tuple(size * step for step in tensor.stride()),
-            "typestr": np.dtype(TYPES[tensor.dtype]).str,
+            "typestr": TYPES[tensor.dtype].str,
             "data": (tensor.data_ptr(), False),
         }
 

@@ -158,7 +158,7 @@ def gamma_cross_entropy(
         weight,
         sample_weight,
         row_threshold,
-        _as_float("threshold", threshold) if is_number else 0.0,
+        _as_float("threshold", threshold, "0 <= threshold <= 1") if is_number else 0.0,
         value,
         ignore_index,
         label_smoothing,
@@ -199,47 +199,44 @@ def _as_tensor(name: str, number: Any) -> torch.Tensor:
     try:
         return torch.as_tensor(number, dtype=torch.float64, device="cpu")
     except OverflowError as error:
-        raise _too_large(name) from error
+        raise _too_large(name, f"0 <= {name} <= 1") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} is {number!r}, expected a number or a Tensor") from error
 
 
-def _as_float(name: str, number: float) -> float:
+def _as_float(name: str, number: float, expected: str) -> float:
     try:
         return float(number)
     except OverflowError as error:
-        raise _too_large(name) from error
+        raise _too_large(name, expected) from error
 
 
-def _too_large(name: str) -> ValueError:
-    return ValueError(f"{name} is an integer that no float64 holds, expected 0 <= {name} <= 1")
+def _too_large(name: str, expected: str) -> ValueError:
+    return ValueError(f"{name} is an integer that no float64 holds, expected {expected}")
 
 
 def _check_options(**options: Any) -> None:
     """What the operator's schema would say at length, let pass, or cut off."""
     for name, option in options.items():
         kinds, text = KINDS[name]
+        is_integer = INTEGER[0] in kinds
         if isinstance(option, kinds):
             if isinstance(option, int) and not torch.compiler.is_compiling():
-                _check_size(name, option)
+                _check_size(name, option, is_integer)
             continue
         if not isinstance(option, torch.Tensor):
             raise TypeError(f"{name} has type {type(option).__name__}, expected {text}")
-        if option.is_complex() or (option.is_floating_point() and INTEGER[0] in kinds):
+        if option.is_complex() or (option.is_floating_point() and is_integer):
             raise TypeError(f"{name} has dtype {_name(option.dtype)}, expected {text}")
         if option.requires_grad and torch.is_grad_enabled():
             raise _not_differentiated(name)
 
 
-def _check_size(name: str, option: int) -> None:
-    if KINDS[name][0][0] is INTEGER[0]:
-        if not -(2**63) <= option < 2**63:
-            raise ValueError(f"{name} = {option}, expected a 64-bit integer")
-        return
-    try:
-        float(option)
-    except OverflowError:
-        raise ValueError(f"{name} is an integer that no float64 holds") from None
+def _check_size(name: str, option: int, is_integer: bool) -> None:
+    if not is_integer:
+        _as_float(name, option, "a finite number")
+    elif not -(2**63) <= option < 2**63:
+        raise ValueError(f"{name} = {option}, expected a 64-bit integer")
 
 
 def _name(dtype: torch.dtype) -> str:

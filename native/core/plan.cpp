@@ -292,12 +292,9 @@ template <class Problem>
 void Plan::set_divisor(const Problem& problem, const RowWeights& weights) {
   rows_.divisor = 1.0;
   if (problem.reduction != GCE_REDUCTION_MEAN) return;
-  if (problem.has_normalizer) {
-    rows_.divisor = problem.normalizer;
-    return;
-  }
   // Nothing counted: the mean and its gradient are 0, not 0/0.
   rows_.divisor = weights.any ? weights.sum : HUGE_VAL;
+  if (problem.has_normalizer) rows_.divisor = problem.normalizer;
 }
 
 void Plan::set_label_smoothing(const gce_problem& problem) {

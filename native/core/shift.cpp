@@ -59,14 +59,17 @@ ShiftedProblem::ShiftedProblem(const gce_problem& whole) : whole_(whole), views_
   for (const RowOutput& output : kRowOutputs) add(output.array, of_rows, true);
 }
 
+int64_t* ShiftedProblem::keep(const int64_t* numbers, int32_t n) {
+  int64_t* const kept = numbers_.emplace_back().data();
+  std::copy_n(numbers, n, kept);
+  return kept;
+}
+
 gce_array ShiftedProblem::copy(const gce_array& array) {
   if (array.data == nullptr || array.ndim == 0) return array;
-  const auto kept = [&](const int64_t* numbers) {
-    return std::copy_n(numbers, array.ndim, numbers_.emplace_back().data()) - array.ndim;
-  };
   gce_array copy = array;
-  copy.shape = kept(array.shape);
-  copy.strides = kept(array.strides);
+  copy.shape = keep(array.shape, array.ndim);
+  copy.strides = keep(array.strides, array.ndim);
   return copy;
 }
 
@@ -74,8 +77,7 @@ gce_array ShiftedProblem::copy(const gce_array& array) {
 gce_array ShiftedProblem::view(const gce_array& array, int32_t axis, bool leaves_out_first) {
   if (array.data == nullptr || array.ndim == 0) return array;
   const int64_t left_out = std::min<int64_t>(whole_.shift, array.shape[axis]);
-  int64_t* const shape = numbers_.emplace_back().data();
-  std::copy_n(array.shape, array.ndim, shape);
+  int64_t* const shape = keep(array.shape, array.ndim);
   shape[axis] -= left_out;
   gce_array view = array;
   view.shape = shape;

@@ -24,6 +24,7 @@ class ShiftedProblem {
   void fill_rest() const;
 
  private:
+  int64_t* keep(const int64_t* numbers, int32_t n);
   gce_array copy(const gce_array& array);
   gce_array view(const gce_array& array, int32_t axis, bool leaves_out_first);
 

@@ -351,8 +351,8 @@ int64_t check_target_values(const gce_problem& p, const RowProblem& rows,
 // Whether those of all slices were merged; with label smoothing, whether they were found with it.
 void check_merged_stats(const gce_problem& p, const RowProblem& rows) {
   bool has_weights = false;
-  const int64_t weights =
-      rows.weight_stride == 0 ? 1 : rows.all_classes;  // of a stride there may be 2^58
+  // Of a stride of 0 there may be 2^58, all the same.
+  const int64_t weights = rows.weight_stride == 0 ? 1 : rows.all_classes;
   for (int64_t v = 0; p.label_smoothing != 0.0 && v < weights && !has_weights; ++v) {
     has_weights = class_weight_of(rows, v) != 0.0;
   }
