@@ -132,12 +132,13 @@ inline __m512i upper_halves(F32 x) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
 }
-inline __m256i to_bfloat16(F32 x) {
+inline __m512i bfloat16_bits(F32 x) {  // each in 32
   const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
   const __m512i rounded = _mm512_mask_or_epi32(upper_halves(x), nan, _mm512_castps_si512(x.v),
                                                _mm512_set1_epi32(0x00400000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  return _mm512_srli_epi32(rounded, 16);
 }
+inline __m256i to_bfloat16(F32 x) { return _mm512_cvtepi32_epi16(bfloat16_bits(x)); }
 
 inline void store(float* p, F32 x) { _mm512_storeu_ps(p, x.v); }
 inline void store(double* p, F64 x) { _mm512_storeu_pd(p, x.v); }
@@ -164,7 +165,11 @@ inline void store_first(Float16* p, F32 x, int64_t n) {
   _mm256_mask_storeu_epi16(p, first16(n), to_float16(x));
 }
 inline void store_first(BFloat16* p, F32 x, int64_t n) {
+#ifdef __clang__  // of the other, where n is 1, Clang 22 makes a store of the element's 32 bits
+  _mm512_mask_cvtepi32_storeu_epi16(p, first16(n), bfloat16_bits(x));
+#else
   _mm256_mask_storeu_epi16(p, first16(n), to_bfloat16(x));
+#endif
 }
 inline void stream(float* p, F32 x) { _mm512_stream_ps(p, x.v); }
 inline void stream(double* p, F64 x) { _mm512_stream_pd(p, x.v); }
