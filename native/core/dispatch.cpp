@@ -1,5 +1,9 @@
 #include "dispatch.h"
 
+#if GCE_HAVE_AVX2
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -17,14 +21,33 @@ struct Isa {
 };
 
 #if GCE_HAVE_AVX2
-// F16C came before AVX2 in every line of CPUs; older compilers cannot ask for it.
-bool cpu_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// Not __builtin_cpu_supports: to that some runtimes of compilers (zig's) always say no.
+struct Cpu {
+  Cpu() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr unsigned kFirst = bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & kFirst) != kFirst) return;
+    unsigned saved = 0, high = 0;  // parts of registers that the system keeps for each thread
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    constexpr unsigned kYmm = 0x06, kZmm = 0xe6;
+#ifdef __APPLE__  // which keeps the latter from a thread's first use on
+    const bool keeps_zmm = true;
+#else
+    const bool keeps_zmm = (saved & kZmm) == kZmm;
+#endif
+    if ((saved & kYmm) != kYmm || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
+    constexpr unsigned k512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    has_avx2 = (ebx & bit_AVX2) != 0;
+    has_avx512 = has_avx2 && keeps_zmm && (ebx & k512) == k512;
+  }
+  bool has_avx2 = false;
+  bool has_avx512 = false;
+};
+
+bool cpu_has_avx2() { return Cpu().has_avx2; }
 #endif
 #if GCE_HAVE_AVX512
-bool cpu_has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && cpu_has_avx2();
-}
+bool cpu_has_avx512() { return Cpu().has_avx512; }
 #endif
 bool always() { return true; }
 
