@@ -39,6 +39,8 @@ int32_t dtype_of(PyArrayObject* array) {
   if (!PyArray_ISNOTSWAPPED(array)) return -1;
   if (typenum == NPY_FLOAT) return GCE_FLOAT32;
   if (typenum == NPY_DOUBLE) return GCE_FLOAT64;
+  // It is no other type where the system's compiler has none, as on Windows and on Apple's own CPUs.
+  if (typenum == NPY_LONGDOUBLE && PyArray_ITEMSIZE(array) == sizeof(double)) return GCE_FLOAT64;
   if (typenum == NPY_HALF) return GCE_FLOAT16;
   if (PyTypeNum_ISINTEGER(typenum)) {
     return integer_dtype(PyArray_ITEMSIZE(array), PyTypeNum_ISSIGNED(typenum));
