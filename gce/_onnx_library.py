@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any, TypeVar
+
+from gce._libraries import library
 
 __all__ = ["DOMAIN", "OP_TYPE", "library_path", "register"]
 
@@ -37,11 +37,7 @@ def library_path() -> str:
     >>> os.path.basename(gce.onnx.library_path()).startswith("libgce_ort.")
     True
     """
-    suffix = "dylib" if sys.platform == "darwin" else "so"
-    path = Path(__file__).with_name("onnx") / f"libgce_ort.{suffix}"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: gce was built without its ONNX operator")
-    return str(path)
+    return str(library("onnx/libgce_ort", "its ONNX operator"))
 
 
 def register(session_options: Options) -> Options:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from gce._libraries import library
 
 __all__ = ["TARGET", "Inputs", "Options", "attributes_of", "call_loss"]
 
@@ -43,12 +43,11 @@ class Inputs(NamedTuple):
 
 
 def _register() -> None:
-    suffix = "dylib" if sys.platform == "darwin" else "so"
-    path = Path(__file__).with_name(f"libgce_xla.{suffix}")
-    if not path.is_file():
-        raise ImportError(f"{path} is missing: gce was built without its library for jax")
-    library = ctypes.CDLL(str(path))
-    handler = jax.ffi.pycapsule(library.gce_xla_loss)
+    try:
+        path = library("jax/libgce_xla", "its library for jax")
+    except FileNotFoundError as error:
+        raise ImportError(str(error)) from error
+    handler = jax.ffi.pycapsule(ctypes.CDLL(str(path)).gce_xla_loss)
     jax.ffi.register_ffi_target(TARGET, handler, platform="cpu")
 
 

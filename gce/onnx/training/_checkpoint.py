@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +20,15 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if sys.platform == "win32":
+    import msvcrt
+
+    HELD = PermissionError  # another has the lock
+else:
+    import fcntl
+
+    HELD = BlockingIOError
 
 __all__ = ["CheckpointError", "read", "write"]
 
@@ -44,19 +53,15 @@ def write(
     text = json.dumps({**header, "format": FORMAT, "version": VERSION, "names": names})
     # Names of values in a model can be anything, names in a zip cannot: they are in the header.
     members = {f"array_{i}": arrays[name] for i, name in enumerate(names)}
-    with unused(path) as (beside, file):
-        header_bytes = np.frombuffer(text.encode(), np.uint8)
-        with interrupts_seen():
-            np.savez(file, allow_pickle=False, header=header_bytes, **members)
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(beside, path)
+    header_bytes = np.frombuffer(text.encode(), np.uint8)
+    with replacing(path) as file, interrupts_seen():
+        np.savez(file, allow_pickle=False, header=header_bytes, **members)
     sync_directory(path.parent)
 
 
 @contextlib.contextmanager
-def unused(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Yield a file beside `path` for this writer alone; it is gone afterwards, if not renamed.
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file beside `path` for this writer alone; without an error it then replaces `path`.
 
     What a killed process leaves is used again. A lock, which ends with its process, tells that from
     the file of another writer, who takes ``.tmp`` while the next one takes ``.tmp1``.
@@ -69,19 +74,24 @@ def unused(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
             try:
                 if os.fstat(file.fileno()).st_size > 0:  # a device has none
                     file.truncate()
-                yield beside, file
-            finally:
-                if is_same(file, beside):
-                    with contextlib.suppress(OSError):
-                        beside.unlink()
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                rename(file, beside, path)
+            except BaseException:
+                remove(file, beside)
+                raise
             return
 
 
 def is_locked_now(file: IO[bytes]) -> bool:
     """Take a file's lock, if nobody has it; file systems without locks have one writer."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except HELD:
         return False
     except OSError:
         return True
@@ -93,6 +103,23 @@ def is_same(file: IO[bytes], path: Path) -> bool:
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     return False
+
+
+def rename(file: IO[bytes], beside: Path, path: Path) -> None:
+    """Put the file at `path`: still locked, but on Windows, which does not rename open ones."""
+    if sys.platform == "win32":
+        file.close()
+    os.replace(beside, path)
+
+
+def remove(file: IO[bytes], beside: Path) -> None:
+    """Remove what this writer has begun, unless it has been renamed."""
+    if sys.platform == "win32":
+        file.close()
+    elif not is_same(file, beside):
+        return
+    with contextlib.suppress(OSError):
+        beside.unlink()
 
 
 @contextlib.contextmanager
