@@ -3,9 +3,11 @@
 One core (``native/core``) is compiled for the machine's baseline, its kernels once for each row of
 `ISAS`, and all of it is linked into each of `LIBRARIES`.  Run as a script, this file is the build;
 imported, as the tests do to compile the core for another machine, it is the build's description.
+GCC or Clang on Linux and macOS; on Windows zig's Clang, which is among the build's requirements.
 """
 
 import copy
+import importlib.util
 import json
 import os
 import shutil
@@ -105,10 +107,28 @@ LIBRARIES = [
 class BuildNative(build_ext):
     """Compile every object once, in parallel and only if stale; link them into each library."""
 
+    def finalize_options(self) -> None:
+        """Take zig's compiler on Windows; MSVC has neither GCC's attributes nor its builtins."""
+        super().finalize_options()
+        if self.on_windows and self.compiler is None:
+            if not importlib.util.find_spec("ziglang"):
+                raise PlatformError(
+                    "gamma-ce is compiled with zig's Clang on Windows, and ziglang is not"
+                    " installed: build with isolation, or pip install ziglang; or take a wheel"
+                )
+            self.compiler = "mingw32"
+            os.environ.setdefault("CC", zig("cc"))
+            os.environ.setdefault("CXX", zig("c++"))
+
+    @property
+    def on_windows(self) -> bool:
+        """Whether the libraries are DLLs, in setuptools' terms."""
+        return self.plat_name.startswith("win")
+
     def build_extensions(self) -> None:
         """Compile, then let setuptools call `build_extension` for each library."""
         kind = self.compiler.compiler_type
-        if kind != "unix":
+        if kind != ("mingw32" if self.on_windows else "unix"):
             raise PlatformError(f"gamma-ce is built with GCC or Clang; {kind!r} is not supported")
         compiler = self.compiler.compiler_so_cxx[0]
         if not shutil.which(compiler):
@@ -121,7 +141,10 @@ class BuildNative(build_ext):
             tag = f"editable.{build.plat_name}-{sys.implementation.cache_tag}"
             self.build_temp = os.path.join(build.build_base, tag)
 
-        self.forget_rpaths()
+        if self.on_windows:  # before 3.12, Python's headers do so for its own compiler alone
+            self.compiler.define_macro("MS_WIN64", "")
+        else:
+            self.forget_rpaths()
         core = core_units(self.plat_name.rpartition("-")[2])
         units = list(core)
         for ext in self.extensions:
@@ -182,7 +205,7 @@ class BuildNative(build_ext):
         """Path of a library; `fullname` comes with and without its package."""
         if not fullname.rpartition(".")[2].startswith("lib"):
             return super().get_ext_filename(fullname)
-        suffix = ".dylib" if self.plat_name.startswith("macosx") else ".so"
+        suffix = {"mac": ".dylib", "win": ".dll"}.get(self.plat_name[:3], ".so")
         return os.path.join(*fullname.split(".")) + suffix
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
@@ -194,8 +217,10 @@ class BuildNative(build_ext):
         linked = copy.copy(ext)
         linked.sources, linked.language = [], "c++"
         linked.extra_objects = [self.object_of[file] for file in ext.sources] + self.core_objects
-        linked.extra_link_args = ["-pthread", "-fno-lto", self.export_only(ext)]
-        linked.extra_link_args += [*self.elf_flags(ext), *sanitizer_flags()]
+        linked.extra_link_args = ["-pthread", "-fno-lto"]
+        if not self.on_windows:  # for which setuptools writes a list of exports
+            linked.extra_link_args += [self.export_only(ext), *self.elf_flags(ext)]
+        linked.extra_link_args += sanitizer_flags()
         linked.depends = [*linked.extra_objects, __file__]
         super().build_extension(linked)
 
@@ -216,6 +241,11 @@ class BuildNative(build_ext):
         names = "".join(f"{name}; " for name in ext.export_symbols)
         script.write_text(f"{{ global: {names}local: *; }};\n")
         return f"-Wl,--version-script={script}"
+
+
+def zig(language: str) -> str:
+    """Command that compiles for Windows: for its baseline, not for this machine's own CPU."""
+    return f'"{Path(sys.executable).as_posix()}" -m ziglang {language} -target x86_64-windows-gnu'
 
 
 def environment_flags() -> list[str]:

@@ -8,6 +8,10 @@
 #include <string>
 #include <vector>
 
+#ifdef _WIN32
+#include <windows.h>
+#endif
+
 #include "kernel.h"
 #include "shapes.h"
 #include "status.h"
@@ -123,6 +127,15 @@ Registration make_registration(const Runtime& runtime) {
   return made;
 }
 
+// The runtime closes the library with the options that registered it. Elsewhere the linker is told (-z nodelete).
+void stay_loaded() {
+#ifdef _WIN32
+  HMODULE library = nullptr;
+  constexpr DWORD kPinned = GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS;
+  GetModuleHandleExW(kPinned, reinterpret_cast<LPCWSTR>(&stay_loaded), &library);
+#endif
+}
+
 // One for each runtime in the process (there may be two copies of it).
 OrtCustomOpDomain* domain_of(const Runtime& runtime) {
   static std::mutex mutex;
@@ -130,6 +143,7 @@ OrtCustomOpDomain* domain_of(const Runtime& runtime) {
   const std::lock_guard<std::mutex> lock(mutex);
   auto found = made->find(runtime.api);
   if (found == made->end()) {
+    stay_loaded();
     found = made->emplace(runtime.api, make_registration(runtime)).first;
   }
   return found->second.domain;
