@@ -4,7 +4,9 @@
 #define GCE_CORE_ERROR_H_
 
 #include <cmath>
+#include <ios>
 #include <locale>
+#include <new>
 #include <sstream>
 #include <string>
 #include <type_traits>
@@ -65,7 +67,11 @@ void put(Text& text, const Part& part) {
 template <class... Parts>
 [[noreturn]] void fail(gce_status status, const Parts&... parts) {
   Text text;
-  (put(text, parts), ...);
+  try {
+    (put(text, parts), ...);
+  } catch (const std::ios_base::failure&) {  // libc++'s for want of memory
+    throw std::bad_alloc();
+  }
   throw Error(status, text.str());
 }
 
