@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import types
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
+from setuptools.errors import PlatformError
 
 import gce
 from engines import setup_script
@@ -53,6 +56,53 @@ def test_folders_of_the_interpreters_libraries_are_not_searched(setup, monkeypat
     setup.BuildNative.forget_rpaths(types.SimpleNamespace(compiler=compiler))
     assert compiler.linker_so == ["g++", "-shared", "-L/lib", "-Wl,-rpath,/wanted"]
     assert compiler.linker_so_cxx == compiler.linker_so
+
+
+@pytest.mark.parametrize(
+    ("system", "file"),
+    [
+        ("linux-x86_64", "libgce_ort.so"),
+        ("macosx-11.0-arm64", "libgce_ort.dylib"),
+        ("win-amd64", "libgce_ort.dll"),
+    ],
+)
+def test_libraries_are_named_as_the_system_names_them(setup, system, file):
+    command = types.SimpleNamespace(plat_name=system)
+    name = setup.BuildNative.get_ext_filename(command, "gce.onnx.libgce_ort")
+    assert Path(name) == Path("gce/onnx") / file
+
+
+def command_for_windows(setup):
+    """Return the build's command, as it begins there."""
+    command = setup.BuildNative(Distribution())
+    command.plat_name = "win-amd64"
+    return command
+
+
+def test_on_windows_zig_compiles_for_any_cpu(setup, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ziglang", types.SimpleNamespace(__spec__=True))
+    monkeypatch.setattr(os, "environ", {"CXX": "wanted"})
+    command = command_for_windows(setup)
+    command.finalize_options()
+    assert command.compiler == "mingw32"
+    assert command.on_windows
+    assert os.environ["CXX"] == "wanted"
+    target = ["-target", "x86_64-windows-gnu"]  # without one it would be this machine's own CPU
+    assert shlex.split(os.environ["CC"]) == [sys.executable, "-m", "ziglang", "cc", *target]
+
+
+def test_on_windows_another_compiler_may_be_named(setup, monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    command = command_for_windows(setup)
+    command.compiler = "mingw32"
+    command.finalize_options()
+    assert "CC" not in os.environ
+
+
+def test_on_windows_without_zig(setup, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    with pytest.raises(PlatformError, match=r"ziglang is not installed: .*pip install ziglang"):
+        command_for_windows(setup).finalize_options()
 
 
 def test_version_is_that_of_pyproject_and_changelog():

@@ -614,9 +614,9 @@ def test_register_something_else(wrong):
 
 
 def test_a_library_that_is_not_there(monkeypatch, tmp_path):
-    from gce import _onnx_library
+    from gce import _libraries
 
-    monkeypatch.setattr(_onnx_library, "__file__", str(tmp_path / "library.py"))
+    monkeypatch.setattr(_libraries, "__file__", str(tmp_path / "_libraries.py"))
     with pytest.raises(FileNotFoundError, match="built without its ONNX operator"):
         gce.onnx.library_path()
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,14 +22,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-if sys.platform == "win32":
-    import msvcrt
-
-    HELD = PermissionError  # another has the lock
-else:
+if sys.platform != "win32":
     import fcntl
-
-    HELD = BlockingIOError
 
 __all__ = ["CheckpointError", "read", "write"]
 
@@ -64,10 +59,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file beside `path` for this writer alone; without an error it then replaces `path`.
 
     What a killed process leaves is used again. A lock, which ends with its process, tells that from
-    the file of another writer, who takes ``.tmp`` while the next one takes ``.tmp1``.
+    the file of another writer, who takes ``.tmp`` while the next one takes ``.tmp1``. Windows does
+    not rename open files, so that a lock would end too early: there each writer has a name of its
+    own, what a killed one leaves stays, and who replaces `path` while another does has an OSError.
     """
     for i in itertools.count():
-        beside = path.with_name(f"{path.name}.tmp{i or ''}")
+        beside = path.with_name(f"{path.name}.tmp{number_of_writer(i)}")
         with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             if not (is_locked_now(file) and is_same(file, beside)):
                 continue
@@ -77,25 +74,41 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                rename(file, beside, path)
+                if sys.platform == "win32":
+                    file.close()
+                os.replace(beside, path)
             except BaseException:
                 remove(file, beside)
                 raise
             return
 
 
+def number_of_writer(i: int) -> str:
+    """What tells the files of writers to the same path from each other."""
+    numbers = f"{os.getpid()}-{threading.get_ident()}" if sys.platform == "win32" else i or ""
+    return str(numbers)
+
+
 def is_locked_now(file: IO[bytes]) -> bool:
     """Take a file's lock, if nobody has it; file systems without locks have one writer."""
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
+    if sys.platform != "win32":
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except HELD:
-        return False
-    except OSError:
-        return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
     return True
+
+
+def remove(file: IO[bytes], beside: Path) -> None:
+    """Remove what this writer has begun, unless another's file has its name now."""
+    if sys.platform == "win32":
+        file.close()
+    elif not is_same(file, beside):
+        return
+    with contextlib.suppress(OSError):
+        beside.unlink()
 
 
 def is_same(file: IO[bytes], path: Path) -> bool:
@@ -103,23 +116,6 @@ def is_same(file: IO[bytes], path: Path) -> bool:
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     return False
-
-
-def rename(file: IO[bytes], beside: Path, path: Path) -> None:
-    """Put the file at `path`: still locked, but on Windows, which does not rename open ones."""
-    if sys.platform == "win32":
-        file.close()
-    os.replace(beside, path)
-
-
-def remove(file: IO[bytes], beside: Path) -> None:
-    """Remove what this writer has begun, unless it has been renamed."""
-    if sys.platform == "win32":
-        file.close()
-    elif not is_same(file, beside):
-        return
-    with contextlib.suppress(OSError):
-        beside.unlink()
 
 
 @contextlib.contextmanager
