@@ -110,6 +110,10 @@ class BuildNative(build_ext):
     def finalize_options(self) -> None:
         """Take zig's compiler on Windows; MSVC has neither GCC's attributes nor its builtins."""
         super().finalize_options()
+        if self.on_windows and self.plat_name != "win-amd64":
+            raise PlatformError(
+                f"gamma-ce is built for Windows on x86-64, not for {self.plat_name}"
+            )
         if self.on_windows and self.compiler is None:
             if not importlib.util.find_spec("ziglang"):
                 raise PlatformError(

@@ -72,10 +72,10 @@ def test_libraries_are_named_as_the_system_names_them(setup, system, file):
     assert Path(name) == Path("gce/onnx") / file
 
 
-def command_for_windows(setup):
+def command_for_windows(setup, system="win-amd64"):
     """Return the build's command, as it begins there."""
     command = setup.BuildNative(Distribution())
-    command.plat_name = "win-amd64"
+    command.plat_name = system
     return command
 
 
@@ -103,6 +103,12 @@ def test_on_windows_without_zig(setup, monkeypatch):
     monkeypatch.setitem(sys.modules, "ziglang", None)
     with pytest.raises(PlatformError, match=r"ziglang is not installed: .*pip install ziglang"):
         command_for_windows(setup).finalize_options()
+
+
+@pytest.mark.parametrize("system", ["win-arm64", "win32"])
+def test_on_another_windows(setup, system):
+    with pytest.raises(PlatformError, match=f"x86-64, not for {system}"):
+        command_for_windows(setup, system).finalize_options()
 
 
 def test_version_is_that_of_pyproject_and_changelog():
