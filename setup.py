@@ -107,9 +107,8 @@ LIBRARIES = [
 class BuildNative(build_ext):
     """Compile every object once, in parallel and only if stale; link them into each library."""
 
-    def finalize_options(self) -> None:
+    def run(self) -> None:
         """Take zig's compiler on Windows; MSVC has neither GCC's attributes nor its builtins."""
-        super().finalize_options()
         if self.on_windows and self.plat_name != "win-amd64":
             raise PlatformError(
                 f"gamma-ce is built for Windows on x86-64, not for {self.plat_name}"
@@ -123,6 +122,7 @@ class BuildNative(build_ext):
             self.compiler = "mingw32"
             os.environ.setdefault("CC", zig("cc"))
             os.environ.setdefault("CXX", zig("c++"))
+        super().run()
 
     @property
     def on_windows(self) -> bool:

@@ -72,43 +72,45 @@ def test_libraries_are_named_as_the_system_names_them(setup, system, file):
     assert Path(name) == Path("gce/onnx") / file
 
 
-def command_for_windows(setup, system="win-amd64"):
-    """Return the build's command, as it begins there."""
+@pytest.fixture
+def command_for_windows(setup, monkeypatch):
+    """The build's command, as it begins there; of a run of it there is the beginning alone."""
+    monkeypatch.setattr(setup.build_ext, "run", lambda command: None)
     command = setup.BuildNative(Distribution())
-    command.plat_name = system
+    command.plat_name = "win-amd64"
+    command.finalize_options()  # for which, as for an sdist, nothing need be there
     return command
 
 
-def test_on_windows_zig_compiles_for_any_cpu(setup, monkeypatch):
+def test_on_windows_zig_compiles_for_any_cpu(command_for_windows, monkeypatch):
     monkeypatch.setitem(sys.modules, "ziglang", types.SimpleNamespace(__spec__=True))
     monkeypatch.setattr(os, "environ", {"CXX": "wanted"})
-    command = command_for_windows(setup)
-    command.finalize_options()
-    assert command.compiler == "mingw32"
-    assert command.on_windows
+    command_for_windows.run()
+    assert command_for_windows.compiler == "mingw32"
+    assert command_for_windows.on_windows
     assert os.environ["CXX"] == "wanted"
     target = ["-target", "x86_64-windows-gnu"]  # without one it would be this machine's own CPU
     assert shlex.split(os.environ["CC"]) == [sys.executable, "-m", "ziglang", "cc", *target]
 
 
-def test_on_windows_another_compiler_may_be_named(setup, monkeypatch):
+def test_on_windows_another_compiler_may_be_named(command_for_windows, monkeypatch):
     monkeypatch.setattr(os, "environ", {})
-    command = command_for_windows(setup)
-    command.compiler = "mingw32"
-    command.finalize_options()
+    command_for_windows.compiler = "mingw32"
+    command_for_windows.run()
     assert "CC" not in os.environ
 
 
-def test_on_windows_without_zig(setup, monkeypatch):
+def test_on_windows_without_zig(command_for_windows, monkeypatch):
     monkeypatch.setitem(sys.modules, "ziglang", None)
     with pytest.raises(PlatformError, match=r"ziglang is not installed: .*pip install ziglang"):
-        command_for_windows(setup).finalize_options()
+        command_for_windows.run()
 
 
 @pytest.mark.parametrize("system", ["win-arm64", "win32"])
-def test_on_another_windows(setup, system):
+def test_on_another_windows(command_for_windows, system):
+    command_for_windows.plat_name = system
     with pytest.raises(PlatformError, match=f"x86-64, not for {system}"):
-        command_for_windows(setup, system).finalize_options()
+        command_for_windows.run()
 
 
 def test_version_is_that_of_pyproject_and_changelog():
