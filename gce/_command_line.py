@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 __all__ = ["CommandError", "check_output"]
@@ -17,9 +18,17 @@ def check_output(folder: Path) -> None:
     Raises
     ------
     CommandError
-        If it is a file, or not in a directory that exists.
+        If it is a file, not in a directory that exists, or cannot be made or written in.
     """
-    if folder.exists() and not folder.is_dir():
-        raise CommandError(f"--output {folder}: not a directory")
-    if not folder.absolute().parent.is_dir():
-        raise CommandError(f"--output {folder}: not in a directory that exists")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise CommandError(f"--output {folder}: not a directory")
+        if not folder.absolute().parent.is_dir():
+            raise CommandError(f"--output {folder}: not in a directory that exists")
+        is_new = not folder.exists()
+        folder.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        if is_new:  # what comes next may end in an error
+            folder.rmdir()
+    except OSError as error:
+        raise CommandError(f"--output {folder}: {error.strerror}") from error

@@ -150,6 +150,8 @@ def test_the_help_says_the_defaults_of_each_task(capsys: pytest.CaptureFixture[s
         (["bench", "--seconds", "nan"], "'nan' is not a number of seconds above 0"),
         (["bench", "--output", "taken"], "--output taken: not a directory"),
         (["bench", "--output", "no/such"], "--output no/such: not in a directory that exists"),
+        (["bench", "--output", "o" * 300], f"--output {'o' * 300}: File name too long"),
+        (["demo", "--output", "o" * 300], f"--output {'o' * 300}: File name too long"),
     ],
 )
 def test_a_mistake_exits_with_2_and_says_what_it_was(

@@ -538,6 +538,29 @@ def test_huge_logits(isa, dtype, axis):
         assert (grad[0, 1:] == share).all() and (grad[1, 2:] == share).all()
 
 
+@pytest.mark.parametrize("weight", ["none", "of one class"])
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_logits_farther_apart_than_any_float(isa, dtype, axis, weight):
+    # The distances have no room in 32 bits, their share of the loss has. Of three rows one, so that
+    # those beside it in a vector show that theirs are not added in another way.
+    for classes in SIZES[1:]:
+        logits = logits_of(dtype, 3, classes)
+        options = {"weight": class_weights(weight, classes), "label_smoothing": 0.25}
+        plain = run(logits, [0, 0, 0], 0.0, axis, **options)
+        logits[1] = as_dtype(np.float32(3e38), dtype)
+        logits[1, classes // 2 :] *= -1
+        loss, grad = run(logits, [0, 0, 0], 0.0, axis, **options)
+        want, want_grad = reference.loss_and_grad(
+            logits, [0, 0, 0], 0.0, reduction="none", **options
+        )
+        assert 1e36 < want[1] < 3e38 or weight != "none"
+        np.testing.assert_allclose(loss[1], want[1], rtol=LIMITS["float32"].loss_relative)
+        np.testing.assert_array_equal(loss[[0, 2]], plain[0][[0, 2]])
+        np.testing.assert_array_equal(grad[[0, 2]], plain[1][[0, 2]])
+        np.testing.assert_allclose(grad[1], want_grad[1], rtol=0.01, atol=1e-7)
+
+
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("shift", [2.0**20, -(2.0**20), 3.0 * 2**20, -(2.0**22)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

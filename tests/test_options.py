@@ -517,6 +517,30 @@ def test_mean_of_rows_without_weight(isa, zero, dtype):
     assert loss == 0.0 and not grad.any()
 
 
+@pytest.mark.parametrize("classes", [3, 40])
+@pytest.mark.parametrize("value", ["primitive", "surrogate"])
+@pytest.mark.parametrize(("gamma", "threshold"), [(0.0, 0.0), (0.5, 0.1), (0.0, 1.0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_infinite_loss_without_weight_is_none(isa, dtype, gamma, threshold, value, classes):
+    # Where PyTorch has 0 times infinity: what does not count must not spoil what does.
+    logits = np.random.default_rng(0).normal(scale=2.0, size=(3, classes)).astype(dtype_of(dtype))
+    logits[0, 1] = -np.inf
+    given = {"threshold": threshold, "value": value}
+    for weights in ({"sample_weight": [0.0, 1.0, 2.0]}, {"weight": np.arange(classes) != 1}):
+        loss, grad = gce.loss_and_grad(
+            logits, [1, 0, 2], gamma, reduction="none", **given, **weights
+        )
+        rest = gce.loss(logits[1:], [0, 2], gamma, reduction="none", **given)
+        assert loss[0] == 0.0 and not grad[0].any()
+        assert loss[1] == rest[0] and np.isfinite(loss[2])
+        for reduction in ("sum", "mean"):
+            found = gce.loss(logits, [1, 0, 2], gamma, reduction=reduction, **given, **weights)
+            assert np.isfinite(found) and found > 0.0
+        logits_nan = logits.copy()
+        logits_nan[0, 0] = np.nan  # no weight makes a number of that
+        assert np.isnan(gce.loss(logits_nan, [1, 0, 2], gamma, **given, **weights))
+
+
 # --- what counts as an array ----------------------------------------------------------------------
 
 

@@ -36,9 +36,11 @@ class Sound:
         return " ".join(map(str, [self.state, *self.losses])) + " " * 20_000
 
     def save(self, path: Path) -> None:
-        beside = path.with_name("latest.tmp")
+        beside = path.with_name("latest.gce-tmp")
         with open(beside, "w") as file:
             file.write(self.text())
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
 
     def load(self, path: Path) -> None:
@@ -79,7 +81,7 @@ class Blind(Sound):
         try:
             super().save(path)
         except OSError:
-            path.with_name("latest.tmp").unlink()
+            path.with_name("latest.gce-tmp").unlink()
 
 
 def survived(

@@ -287,6 +287,16 @@ def test_classes_without_weight_need_no_stats_of_label_smoothing():
     assert shards.loss_and_grad(**given)[0] == 0.0
 
 
+def test_class_weights_that_cancel():
+    weight = np.array([1.0, -1.0, 2.0, -2.0, 0.0, 0.0, 3.0, -3.0])
+    given = {**usual(), "weight": weight, "label_smoothing": 0.1, "reduction": "sum"}
+    logits = given["logits"]
+    given["stats"] = stats_of_slices(logits, weight=weight, label_smoothing=0.1)
+    options = {"weight": weight, "label_smoothing": 0.1, "reduction": "sum"}
+    want = gce.loss(np.hstack([logits] * 2), given["targets"], given["gamma"], **options)
+    np.testing.assert_allclose(shards.loss_and_grad(**given)[0], want, rtol=1e-13)
+
+
 # What is wrong without care is undefined behaviour: `make sanitize` tells.
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_statistics_of_unaligned_logits(dtype):

@@ -103,8 +103,7 @@ CLASSES = {
     "shares": """
     ${c_y}
     own = Mul (kept, c_y)
-    own_is_none_1 = Equal (own, zero)
-    own_is_none = And (own_is_none_1, smoothed)
+    own_is_none = Equal (own, zero)
     value_is_infinite = IsInf (value_of_row)
     own_is_dropped = And (own_is_none, value_is_infinite)
     row_weight = Identity (c_y)
@@ -363,6 +362,7 @@ GammaCrossEntropyLoss
     ${of_targets}
     is_poisoned = IsNaN (log_p)
     nan = Div (zero, zero)
+    infinity = Div (one, zero)
     p_miss = Where (is_poisoned, nan, others)
     minus_log_p = Neg (log_p)
     z_top = GatherElements <axis = 1> (z, top)
@@ -465,7 +465,7 @@ GammaCrossEntropyLoss
     total_size = ReduceSum <keepdims = 0> (counted_size)
     has_no_weight = Equal (total_size, zero)
     is_nothing = And (is_mean, has_no_weight)
-    divisor_safe = Where (is_nothing, one, divisor)
+    divisor_safe = Where (is_nothing, infinity, divisor)
     loss_of_rows = Squeeze (counted_loss, axis)
     ${moved_loss}
     rows_rank = Size (rows_shape)

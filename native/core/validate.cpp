@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "checks.h"
@@ -348,14 +349,22 @@ int64_t check_target_values(const gce_problem& p, const RowProblem& rows,
   return counted;
 }
 
-// Whether those of all slices were merged; with label smoothing, whether they were found with it.
-void check_merged_stats(const gce_problem& p, const RowProblem& rows) {
-  bool has_weights = false;
+// Whether class weights cannot have a sum of 0.
+bool weights_have_one_sign(const RowProblem& rows) {
+  bool any_positive = false;
+  bool any_negative = false;
   // Of a stride of 0 there may be 2^58, all the same.
   const int64_t weights = rows.weight_stride == 0 ? 1 : rows.all_classes;
-  for (int64_t v = 0; p.label_smoothing != 0.0 && v < weights && !has_weights; ++v) {
-    has_weights = class_weight_of(rows, v) != 0.0;
+  for (int64_t v = 0; v < weights; ++v) {
+    any_positive = any_positive || class_weight_of(rows, v) > 0.0;
+    any_negative = any_negative || class_weight_of(rows, v) < 0.0;
   }
+  return any_positive != any_negative;
+}
+
+// Whether those of all slices were merged; with label smoothing, whether they were found with it.
+void check_merged_stats(const gce_problem& p, const RowProblem& rows) {
+  std::optional<bool> have_a_sum;  // of class weights, asked only where they seem to have none
   const RowArray& stats = rows.arrays[kShardStats];
   for_each_run(rows, [&](int64_t row, int64_t n, const int64_t* offsets) {
     for (int64_t i = 0; i < n; ++i) {
@@ -370,7 +379,9 @@ void check_merged_stats(const gce_problem& p, const RowProblem& rows) {
              " classes from ", first, " on, expected of all ", rows.all_classes,
              ": those of all slices are to be merged");
       }
-      if (has_weights && get(GCE_SHARD_WEIGHT_SUM) == 0.0) {
+      if (p.label_smoothing == 0.0 || get(GCE_SHARD_WEIGHT_SUM) != 0.0) continue;
+      if (!have_a_sum) have_a_sum = weights_have_one_sign(rows);
+      if (*have_a_sum) {
         fail(GCE_VALUE_ERROR, "stats", index_text(p.targets, row + i, p.shift),
              " was found without label_smoothing, expected with it, as label_smoothing = ",
              p.label_smoothing);

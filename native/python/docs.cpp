@@ -48,8 +48,9 @@ namespace {
 #define GCE_NOTES                                                                                 \
   "Notes\n-----\n"                                                                                \
   "A logit of -inf is a masked class. NaN or +inf makes its own row's result NaN and no other's.\n" \
-  "If no row counts, mean and sum are 0 and the gradient is zeros. A row's loss and gradient have\n" \
-  "the same bits for any number of threads, any split of the batch and any memory layout.\n\n"    \
+  "Weight 0 makes an infinite loss 0 (PyTorch: NaN). If no row counts, mean and sum are 0 and the\n" \
+  "gradient is zeros. A row's loss and gradient have the same bits for any number of threads, any\n" \
+  "split of the batch and any memory layout.\n\n"                                                  \
   GCE_REFERENCES
 
 #define GCE_REFERENCES                                                                            \

@@ -31,7 +31,12 @@ LIFE = 8  # steps of a life at most, by the time that they take
 INTERRUPTED = 130
 LASTS = 300.0  # seconds, at most, of a life
 SIGNALS = [signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGINT]
-BESIDE = {"stock": "latest.tmp", "release": "latest.new"}  # where a checkpoint is written first
+BESIDE = {"stock": "latest.gce-tmp", "release": "latest.new"}  # where a checkpoint is written first
+
+
+def is_full(fd: Any) -> None:
+    """What `os.fsync` does on a disk that is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def forked(work: Callable[[], Any]) -> int:
@@ -219,12 +224,15 @@ class Killing:
         latest, beside = folder / "latest", folder / BESIDE[self.way]
         before = latest.read_bytes()
         size = self.chooser.randrange(len(before))
+        fsync = os.fsync
 
         def work() -> None:
             training = WAYS[self.way](folder, CONFIG)
             training.load(latest)
-            if kind == "full":
+            if kind == "full" and self.way == "release":
                 beside.symlink_to("/dev/full")
+            elif kind == "full":  # gce writes to no device; a file system can say it so late, too
+                os.fsync = is_full
             else:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
             try:
@@ -235,6 +243,7 @@ class Killing:
                     raise
             else:
                 raise AssertionError(f"no error of a checkpoint that was not written ({kind})")
+            os.fsync = fsync
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
             if latest.read_bytes() != before:
                 raise AssertionError(f"a write that failed has changed the checkpoint ({kind})")

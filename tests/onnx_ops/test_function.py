@@ -224,6 +224,32 @@ def test_weights_that_cancel_are_not_nothing():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.5}], ids=str)
+def test_a_mean_without_weight_is_zero(options):
+    # Also where other classes, or z-loss, would count: as of a batch in which all is ignored.
+    arguments = {
+        "scores": np.array([[0.0, 1.0, 2.0]], np.float32),
+        "labels": np.array([0]),
+        "gamma": np.array(0.5),
+        "weights": np.array([0.0, 1.0, 1.0], np.float32),
+    }
+    for one, other in zip(run(arguments, **options), numpy_op(**arguments, **options), strict=True):
+        assert not one.any() and not other.any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_an_infinite_loss_without_weight_is_none(reduction):
+    arguments = {
+        "scores": np.array([[0.0, -np.inf, 1.0], [0.0, 1.0, 2.0]], np.float32),
+        "labels": np.array([1, 0]),
+        "gamma": np.array(0.0),
+        "weights": np.array([1.0, 0.0, 1.0], np.float32),
+    }
+    found = run(arguments, reduction=reduction)
+    assert np.isfinite(found[0]).all()
+    assert_close(found, numpy_op(**arguments, reduction=reduction))
+
+
 def test_z_loss_of_scores_near_the_largest():
     arguments = {
         "scores": np.array([[1e308, 0.0]]),

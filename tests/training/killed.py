@@ -69,7 +69,7 @@ def at_random_moments(path: Path) -> dict[str, Any]:
         time.sleep(rng.uniform(0, LONGEST) * min(killed + 1, 20) / 20)
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        torn += path.with_name(f"{path.name}.tmp").exists()
+        torn += path.with_name(f"{path.name}.gce-tmp").exists()
         if not os.WIFSIGNALED(status):
             return {"began": bool(began), "code": status, "killed": killed, "torn": torn}
         killed += 1
@@ -87,7 +87,7 @@ def at_one_call(path: Path, kill: Callable[[], None]) -> dict[str, Any]:
         trainer.save(path, extra="new")
 
     _, status = os.waitpid(forked(work), 0)
-    beside = path.with_name(f"{path.name}.tmp")
+    beside = path.with_name(f"{path.name}.gce-tmp")
     return {
         "signal": os.WTERMSIG(status),
         "found": make_trainer_in_fork(path),

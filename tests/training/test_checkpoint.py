@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,8 @@ def test_another_training(base, changes, text):
         {"weights": np.array([1, 2, 3, 4], np.float32), "threshold": 0, "axis": np.int64(1)},
         {"weights": (1, 2, 3, 4), "reduction": "mean", "gamma_per_row": False},
         {"label_smoothing": np.float64(0.125)},
+        {"label_smoothing": Fraction(1, 8), "clip_norm": np.longdouble(1)},
+        {"label_smoothing": np.array(0.125), "gamma_per_row": np.False_},
         {"optimizer": AdamW(betas=[0.9, 0.999], weight_decay=np.float64(0.01))},
         {"parameters": ["b2", "W2", "b1", "W1"]},
         {"optimizer": None},

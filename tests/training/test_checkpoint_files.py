@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -242,13 +243,13 @@ def test_many_that_write_one_file(tmp_path):
 
 
 def test_a_file_that_another_writer_holds(tmp_path):
-    path, beside = tmp_path / "training", tmp_path / "training.tmp"
+    path, beside = tmp_path / "training", tmp_path / "training.gce-tmp"
     beside.write_bytes(b"half of a checkpoint")
     with open(beside, "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         trained(1).save(path)
         assert beside.read_bytes() == b"half of a checkpoint"
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["training", "training.tmp"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["training", "training.gce-tmp"]
     trained(2).save(path)
     assert [each.name for each in tmp_path.iterdir()] == ["training"]
 
@@ -288,14 +289,99 @@ def test_places_that_cannot_be_written(tmp_path):
         trainer.save(folder)
     assert raised.value.errno == errno.EISDIR
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "training"]
-    # What another process has left there is in the way only if it is no file.
-    beside = tmp_path / "training.tmp"
+    with pytest.raises(OSError, match="folders") as raised:
+        trainer.save(f"{folder}s/")
+    assert raised.value.errno == errno.EISDIR
+    assert not Path(f"{folder}s").exists()
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    trainer, pipe = trained(1), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, Path("/dev/null")):
+        with pytest.raises(OSError, match=r"path is a device, a pipe or a socket, expected a file"):
+            trainer.save(place)
+    assert pipe.is_fifo() and Path("/dev/null").is_char_device()
+    assert [each.name for each in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_what_others_have_beside_the_file(tmp_path):
+    # What a killed process has left is used again; anything else is left as it is.
+    trainer, path = make_trainer(), tmp_path / "training"
+    other, beside = tmp_path / "other", tmp_path / "training.gce-tmp"
     beside.write_bytes(b"half of a checkpoint")
     trainer.save(path)
-    assert not beside.exists()
-    beside.mkdir()
-    with pytest.raises(IsADirectoryError):
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    other.write_bytes(b"another's")
+    for put in (
+        lambda: beside.symlink_to(other),
+        lambda: beside.symlink_to(tmp_path / "nothing"),
+        lambda: beside.hardlink_to(other),
+        lambda: os.mkfifo(beside),
+        lambda: beside.mkdir(),
+    ):
+        put()
+        before = os.lstat(beside)
+        trainer.step(*batch(6, 1))
         trainer.save(path)
+        assert os.path.samestat(os.lstat(beside), before) and not path.is_symlink()
+        assert make_trainer().load(path) is None
+        assert other.read_bytes() == b"another's"
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["other", path.name, beside.name]
+        beside.rmdir() if beside.is_dir() and not beside.is_symlink() else beside.unlink()
+
+
+def test_a_link_and_permissions_are_kept(tmp_path):
+    trainer, path = make_trainer(), tmp_path / "training"
+    (tmp_path / "folder").mkdir()
+    named, link = tmp_path / "folder" / "step-1", tmp_path / "latest"
+    link.symlink_to(named)
+    for mode in (None, 0o600, 0o444):
+        if mode is not None:
+            named.chmod(mode)
+        trainer.step(*batch(6, 1))
+        trainer.save(link)
+        assert link.is_symlink() and link.resolve() == named
+        resumed = make_trainer()
+        resumed.load(named)
+        assert everything(resumed) == everything(trainer)
+        if mode is not None:
+            assert named.stat().st_mode & 0o777 == mode
+    assert [each.name for each in named.parent.iterdir()] == [named.name]
+    trainer.save(path)
+    umask = os.umask(0o22)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_paths_of_any_type(tmp_path):
+    trainer, path = trained(1), tmp_path / "training"
+    for each in (path, str(path), os.fsencode(path)):
+        trainer.save(each)
+        trainer.load(each)
+        path.unlink()
+    reading, writing = os.pipe()
+    for each in (reading, True, None):
+        for call in (trainer.save, trainer.load):
+            kind = type(each).__name__
+            with pytest.raises(TypeError, match=f"^path has type {kind}, expected str, bytes or"):
+                call(each)
+    os.close(reading)  # it is open still
+    os.close(writing)
+
+
+def test_an_error_of_the_disk_is_no_damage(tmp_path, monkeypatch):
+    trainer, path = trained(1), tmp_path / "training"
+    trainer.save(path)
+    for number, kind in ((errno.EIO, OSError), (errno.EINVAL, CheckpointError)):
+
+        def testzip(archive: Any, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("zipfile.ZipFile.testzip", testzip)
+        with pytest.raises(kind, match=re.escape(os.strerror(number))) as raised:
+            trainer.load(path)
+        assert raised.type is kind
 
 
 def test_a_disk_that_is_full_leaves_the_old_file(tmp_path):
@@ -338,16 +424,17 @@ def test_an_error_of_the_system_leaves_the_old_file(tmp_path, monkeypatch, call,
 
 # The archive that was not closed says so when it is freed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_while_a_part_of_the_archive_is_closed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeoutError, RuntimeError])
+def test_an_interrupt_while_a_part_of_the_archive_is_closed(tmp_path, monkeypatch, error):
     trainer, path = trained(1), tmp_path / "training"
     trainer.save(path)
     data = path.read_bytes()
 
     def close(part: Any) -> None:
-        raise KeyboardInterrupt("now")
+        raise error("now")
 
     monkeypatch.setattr("zipfile._ZipWriteFile.close", close)
-    with pytest.raises(KeyboardInterrupt, match="now"):
+    with pytest.raises(error, match="now"):
         trainer.save(path)
     require_old_file(path, data)
     monkeypatch.undo()
@@ -376,7 +463,7 @@ def test_a_file_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
     trained(1).save(path)
     size = path.stat().st_size
     assert [call[1:3] for call in calls] == [
-        ("fsync", f"{path}.tmp"), ("replace", str(path)), ("fsync", str(tmp_path)),
+        ("fsync", f"{path}.gce-tmp"), ("replace", str(path)), ("fsync", str(tmp_path)),
     ]  # fmt: skip
     assert calls[0][3] == calls[1][3] == size
 
@@ -435,4 +522,4 @@ def test_killed_in_between(killed, moment, found, beside):
     trainer = make_trainer()
     trainer.save(folder / moment, extra="newest")
     assert make_trainer().load(folder / moment) == "newest"
-    assert not (folder / f"{moment}.tmp").exists()
+    assert not (folder / f"{moment}.gce-tmp").exists()

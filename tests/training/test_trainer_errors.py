@@ -264,6 +264,16 @@ def test_labels_beyond_int64_are_not_ignored():
     assert trainer.step(X, np.full(4, -1)) == 0.0
 
 
+@pytest.mark.parametrize("dtype", [">u8", "<u8"])
+def test_labels_beyond_int64_of_any_byte_order(dtype):
+    trainer = Trainer(perceptron(), ignore_index=-100)
+    labels = np.array([0, 1, 2, 2**64 - 100], dtype)
+    for call in (trainer.step, trainer.evaluate):
+        require_unchanged(
+            trainer, lambda call=call: call(X, labels), IndexError, r"targets\[3\] = "
+        )
+
+
 def test_the_texts_are_those_of_the_core():
     trainer = Trainer(perceptron())
     labels = changed(LABELS, 3, 99)

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import stat
 import sys
 import threading
 import zipfile
@@ -25,7 +26,7 @@ import numpy.typing as npt
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["CheckpointError", "read", "write"]
+__all__ = ["CheckpointError", "read", "text_of", "write"]
 
 FORMAT = "gce training checkpoint"
 VERSION = 1
@@ -36,22 +37,41 @@ class CheckpointError(ValueError):
 
 
 def write(
-    path: str | os.PathLike[str],
+    path: str | bytes | os.PathLike[Any],
     arrays: Mapping[str, npt.NDArray[Any]],
     header: Mapping[str, Any],
 ) -> None:
     """Write arrays and what else JSON can hold; a file at `path` is replaced once that is done."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "path is a directory, expected a file", str(path))
+    place = place_of(path)
     names = list(arrays)
     text = json.dumps({**header, "format": FORMAT, "version": VERSION, "names": names})
     # Names of values in a model can be anything, names in a zip cannot: they are in the header.
     members = {f"array_{i}": arrays[name] for i, name in enumerate(names)}
     header_bytes = np.frombuffer(text.encode(), np.uint8)
-    with replacing(path) as file, interrupts_seen():
+    with replacing(place) as file, causes_seen():
         np.savez(file, allow_pickle=False, header=header_bytes, **members)
-    sync_directory(path.parent)
+    sync_directory(place.parent)
+
+
+def text_of(path: str | bytes | os.PathLike[Any]) -> str:
+    """The path as text. A number, which is an open file to `open`, is none."""
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise TypeError(
+            f"path has type {type(path).__name__}, expected str, bytes or os.PathLike"
+        ) from None
+
+
+def place_of(path: str | bytes | os.PathLike[Any]) -> Path:
+    """Where the file is to be: links are followed, as by `open`, and only a file is replaced."""
+    text = text_of(path)
+    place = Path(os.path.realpath(text))
+    if place.is_dir() or text.endswith((os.sep, os.altsep or os.sep)):
+        raise IsADirectoryError(errno.EISDIR, "path is a directory, expected a file", text)
+    if place.exists() and not place.is_file():
+        raise OSError(errno.EINVAL, "path is a device, a pipe or a socket, expected a file", text)
+    return place
 
 
 @contextlib.contextmanager
@@ -59,18 +79,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file beside `path` for this writer alone; without an error it then replaces `path`.
 
     What a killed process leaves is used again. A lock, which ends with its process, tells that from
-    the file of another writer, who takes ``.tmp`` while the next one takes ``.tmp1``. Windows does
-    not rename open files, so that a lock would end too early: there each writer has a name of its
-    own, what a killed one leaves stays, and who replaces `path` while another does has an OSError.
+    the file of another writer, who takes ``.gce-tmp`` while the next one takes ``.gce-tmp1``.
+    Windows does not rename open files, so that a lock would end too early: there each writer has a
+    name of its own, what a killed one leaves stays, and who replaces `path` while another does has
+    an OSError.
     """
     for i in itertools.count():
-        beside = path.with_name(f"{path.name}.tmp{number_of_writer(i)}")
-        with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            if not (is_locked_now(file) and is_same(file, beside)):
+        beside = path.with_name(f"{path.name}.gce-tmp{number_of_writer(i)}")
+        with opened(beside) as file:
+            if file is None or not (is_locked_now(file) and is_same(file, beside)):
                 continue
             try:
-                if os.fstat(file.fileno()).st_size > 0:  # a device has none
-                    file.truncate()
+                keep_permissions(path, file)
+                file.truncate()
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -87,6 +108,36 @@ def number_of_writer(i: int) -> str:
     """What tells the files of writers to the same path from each other."""
     numbers = f"{os.getpid()}-{threading.get_ident()}" if sys.platform == "win32" else i or ""
     return str(numbers)
+
+
+def opened(beside: Path) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+    """A new file, or one that this user has left; never another's, and nothing behind a link."""
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        return os.fdopen(os.open(beside, flags | os.O_CREAT | os.O_EXCL, 0o666), "r+b")
+    except FileExistsError:
+        pass
+    try:
+        descriptor = os.open(beside, flags)
+    except OSError:  # a link, a directory, another user's, or gone by now
+        return contextlib.nullcontext()
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == own_id():
+        return os.fdopen(descriptor, "r+b")
+    os.close(descriptor)
+    return contextlib.nullcontext()
+
+
+def own_id() -> int:
+    """Whose files this process writes; on Windows all files are said to be of user 0."""
+    return 0 if sys.platform == "win32" else os.geteuid()
+
+
+def keep_permissions(path: Path, file: IO[bytes]) -> None:
+    """Let nobody read the new file who could not read the one that it replaces."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # no file there yet, or a file system without
+            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o777)
 
 
 def is_locked_now(file: IO[bytes]) -> bool:
@@ -119,12 +170,12 @@ def is_same(file: IO[bytes], path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def interrupts_seen() -> Iterator[None]:
-    """Raise an interrupt that zipfile hides, which complains of a part that is not closed."""
+def causes_seen() -> Iterator[None]:
+    """Raise what zipfile hides, an interrupt or a full disk: it complains of a part not closed."""
     try:
         yield
     except ValueError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
+        if error.__context__ is not None:
             raise error.__context__ from None
         raise
 
@@ -139,7 +190,7 @@ def sync_directory(path: Path) -> None:
             os.close(directory)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+def read(path: str) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Arrays and header of a file that `write` has written.
 
     Raises
@@ -163,17 +214,18 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, npt.NDArray[Any]], dic
                 if header["version"] == VERSION:
                     names = header["names"]
                     arrays = {n: array_of(archive, f"array_{i}") for i, n in enumerate(names)}
-        except MemoryError:
-            raise
         except Exception as error:  # whatever the readers of zip, npy and JSON make of it
-            raise CheckpointError(
-                f"{os.fspath(path)} is damaged, or no checkpoint: {error}"
-            ) from error
+            if isinstance(error, MemoryError) or is_of_the_system(error):
+                raise
+            raise CheckpointError(f"{path} is damaged, or no checkpoint: {error}") from error
     if header["version"] != VERSION:
-        raise CheckpointError(
-            f"{os.fspath(path)} has version {header['version']}, expected {VERSION}"
-        )
+        raise CheckpointError(f"{path} has version {header['version']}, expected {VERSION}")
     return arrays, header
+
+
+def is_of_the_system(error: Exception) -> bool:
+    """Whether reading failed, whatever the file holds; EINVAL is a place before its beginning."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def array_of(archive: Any, name: str) -> npt.NDArray[Any]:
@@ -194,20 +246,18 @@ def array_of(archive: Any, name: str) -> npt.NDArray[Any]:
     return array
 
 
-def count(
-    path: str | os.PathLike[str], header: Mapping[str, Any], key: str, below: float = math.inf
-) -> int:
+def count(path: str, header: Mapping[str, Any], key: str, below: float = math.inf) -> int:
     """A number of things that a header has."""
     found = header.get(key)
     if type(found) is not int or not 0 <= found < below:
         limit = "" if below == math.inf else f" and < {below}"
         raise CheckpointError(
-            f"{os.fspath(path)} is damaged: {key} = {found!r}, expected an integer >= 0{limit}"
+            f"{path} is damaged: {key} = {found!r}, expected an integer >= 0{limit}"
         )
     return found
 
 
-def require_same(path: str | os.PathLike[str], where: str, found: Any, expected: Any) -> None:
+def require_same(path: str, where: str, found: Any, expected: Any) -> None:
     """Raise a CheckpointError that names the first difference, in the order of `expected`."""
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in (*expected, *sorted(found.keys() - expected.keys())):
@@ -215,5 +265,5 @@ def require_same(path: str | os.PathLike[str], where: str, found: Any, expected:
             require_same(path, inner, found.get(key), expected.get(key))
     elif found != expected:
         raise CheckpointError(
-            f"{os.fspath(path)} is of another training: {where} = {found!r}, expected {expected!r}"
+            f"{path} is of another training: {where} = {found!r}, expected {expected!r}"
         )

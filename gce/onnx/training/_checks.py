@@ -151,7 +151,7 @@ class Feeds:
             raise TypeError(f"labels has dtype {targets.dtype}, expected floats: probabilities")
         if not probabilities and targets.dtype.kind not in "iu":
             raise TypeError(f"labels has dtype {targets.dtype}, expected integers")
-        if targets.dtype == np.uint64:  # what is too large must stay so
+        if targets.dtype.kind == "u":  # what is too large must stay so
             targets = np.minimum(targets, np.uint64(np.iinfo(np.int64).max))
         sizes: dict[str, set[int]] = {}
         for name, array in inputs.items():
@@ -241,7 +241,12 @@ def sizes(arrays: Mapping[str, Array]) -> dict[str, str]:
 
 def plain(value: Any) -> Any:
     """An option as JSON has it: numbers that are many as their hash."""
+    if value is None or isinstance(value, str):
+        return value
     if np.ndim(value) == 0:
-        return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+        try:
+            return operator.index(value)
+        except TypeError:
+            return float(value)
     array = np.array(value, np.float64)
     return f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

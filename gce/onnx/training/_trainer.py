@@ -333,24 +333,25 @@ class Trainer:
         feeds = fed_inputs(self._feeds.inputs(inputs))
         return self._prediction.run(feeds, self._now.turns)["logits"]
 
-    def save(self, path: str | os.PathLike[str], *, extra: Any = None) -> None:
+    def save(self, path: str | bytes | os.PathLike[Any], *, extra: Any = None) -> None:
         """Write a checkpoint: parameters, optimizer state, sums of gradients, number of steps.
 
         Parameters
         ----------
         path : path
-            A file there is replaced once the new one is whole and on the disk: a process that is
-            killed leaves the old one, and beside it perhaps ``<path>.tmp``. Of several that
-            write at once, the last one's stays.
+            A file there is replaced once the new one is whole and on the disk, and its permissions
+            are kept; of a link it is the file that the link names. A process that is killed leaves
+            the old one, and beside it perhaps ``<path>.gce-tmp``, with a number if several write at
+            once, of which the last one's stays.
         extra : optional
             Anything that JSON can hold, for `load` to give back.
 
         Raises
         ------
         OSError
-            The file cannot be written, or is a directory.
+            The file cannot be written, or is no file but a directory, a device or a pipe.
         TypeError, ValueError
-            JSON cannot hold `extra`.
+            JSON cannot hold `extra`, or `path` is none.
         """
         now = self._now
         header = {
@@ -361,7 +362,7 @@ class Trainer:
         }
         _checkpoint.write(path, self._arrays(now.turns), header)
 
-    def load(self, path: str | os.PathLike[str]) -> Any:
+    def load(self, path: str | bytes | os.PathLike[Any]) -> Any:
         """Go on where the checkpoint was written.
 
         Parameters
@@ -385,6 +386,7 @@ class Trainer:
         -----
         Whatever is raised, the trainer is as it was; or all is loaded, if that is an interrupt.
         """
+        path = _checkpoint.text_of(path)
         arrays, header = _checkpoint.read(path)
         _checkpoint.require_same(path, "", header.get("config") or {}, self._config)
         steps = _checkpoint.count(path, header, "steps")

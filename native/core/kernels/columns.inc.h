@@ -165,6 +165,45 @@ Vector column_argmax(const Rows& rows, int64_t classes) {
   return select(nan_at == none, best_at, nan_at);
 }
 
+// row_spread_in of each row.
+template <class Unit, class Rows, class Vector = typename Rows::Vector>
+ColumnTotal<Vector> column_spread_in(const Rows& rows, int64_t classes,
+                                     const typename Vector::Scalar* weights, Vector maximum) {
+  GroupOfTerms<Vector> group;
+  return sum_of_columns<Vector>(classes, [&](int64_t v, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Vector z = rows.template logits<false>(v + i, maximum);
+      const Vector term = spread_of<Unit>(z, maximum, broadcast(weights[v + i]));
+      store(group.terms + i * Vector::kLanes, term);
+    }
+    return group.terms;
+  });
+}
+
+// row_spread of each row.
+template <class Storage, class Rows, class Vector>
+void column_spreads(const Rows& rows, int64_t r, int64_t classes,
+                    const typename Vector::Scalar* weights, Vector maximum, Tile<Storage>* tile) {
+  double* const high = tile->spread_high + r;
+  double* const low = tile->spread_low + r;
+  column_spread_in<OfOne>(rows, classes, weights, maximum).save(high, low);
+  if (!kSpreadMayOverflow<Vector>) return;
+  F64 largest = broadcast(0.0);
+  for (int i = 0; i < Vector::kLanes; i += F64::kLanes) {
+    const F64 some = load(high + i);
+    largest = max(max(some, broadcast(0.0) - some), largest);  // a NaN is passed over
+  }
+  if (!any(broadcast(__DBL_MAX__) < largest)) return;
+  double huge_high[Vector::kLanes];
+  double huge_low[Vector::kLanes];
+  column_spread_in<OfHuge>(rows, classes, weights, maximum).save(huge_high, huge_low);
+  for (int i = 0; i < Vector::kLanes; ++i) {
+    if (!is_infinite(high[i])) continue;
+    high[i] = huge_high[i] / OfHuge::kUnit;
+    low[i] = huge_low[i] / OfHuge::kUnit;
+  }
+}
+
 // What label smoothing and statistics need beside the sum. weights: those of label smoothing, or null.
 template <class Storage, class Rows>
 void column_extras(const Rows& rows, int64_t r, int64_t classes,
@@ -174,17 +213,7 @@ void column_extras(const Rows& rows, int64_t r, int64_t classes,
   if (weights == nullptr && !want_argmax) return;
   const Vector maximum = column_max(rows, classes);
   store(tile->maximum + r, maximum);
-  if (weights != nullptr) {  // see row_spread
-    GroupOfTerms<Vector> group;
-    const auto total = sum_of_columns<Vector>(classes, [&](int64_t v, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) {
-        const Vector z = rows.template logits<false>(v + i, maximum);
-        store(group.terms + i * Vector::kLanes, spread_of(z, maximum, broadcast(weights[v + i])));
-      }
-      return group.terms;
-    });
-    total.save(tile->spread_high + r, tile->spread_low + r);
-  }
+  if (weights != nullptr) column_spreads(rows, r, classes, weights, maximum, tile);
   if (!want_argmax) return;
   typename Tile<Storage>::Scalar at[Vector::kLanes];
   store(at, column_argmax(rows, classes));

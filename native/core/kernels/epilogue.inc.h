@@ -356,8 +356,8 @@ class GeneralEpilogue {
             ? surrogate_loss(logs.log_p, weight)
             : primitive_loss(stats.prob, logs.log_p, load(t_.gamma + r), load(t_.threshold + r));
     const F64 row_weight = load(t_.row_weight + r);
-    F64 of_row = needs_.smoothed ? counted_loss(row_weight, of_target) + smooth_loss(r, row)
-                                 : of_target * row_weight;
+    F64 of_row = counted_loss(row_weight, of_target);
+    if (needs_.smoothed) of_row = of_row + smooth_loss(r, row);
     if (needs_.z_loss) {
       of_row = of_row + counted_loss(load(t_.z_weight + r), logs.logsumexp * logs.logsumexp);
     }

@@ -55,21 +55,39 @@ template <class Vector, class Whole, class Part>
   return sum_of_group(e);
 }
 
-// c (max - z); a class of no weight has none, however far away it is.
-template <class Vector>
+// c (max - z) kUnit; a class of no weight has none, however far away it is.
+template <class Unit, class Vector>
 inline Vector spread_of(Vector z, Vector maximum, Vector weight) {
-  const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
-  return select(weight == zero, zero, weight * (maximum - z));
+  using Scalar = typename Vector::Scalar;
+  const Vector zero = broadcast(static_cast<Scalar>(0));
+  const Vector unit = broadcast(static_cast<Scalar>(Unit::kUnit));
+  const Vector distance = Unit::kUnit == 1.0 ? maximum - z : maximum * unit - z * unit;
+  return select(weight == zero, zero, weight * distance);
 }
 
-template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
-PairSum row_spread(const Storage* z, int64_t classes, const typename Vector::Scalar* weights,
-                   Vector maximum) {
+// Finite floats can be farther apart than any float: rows in which that gave an infinite sum are added once more, in
+// the other unit, in which what is lost is nothing beside that.
+struct OfOne {
+  static constexpr double kUnit = 1.0;
+};
+struct OfHuge {
+  static constexpr double kUnit = 0x1p-64;
+};
+template <class Vector>
+constexpr bool kSpreadMayOverflow = sizeof(typename Vector::Scalar) == sizeof(float);
+
+inline bool is_infinite(double x) { return x == __builtin_inf() || x == -__builtin_inf(); }
+
+template <class Unit, class Storage, class Vector>
+PairSum row_spread_in(const Storage* z, int64_t classes, const typename Vector::Scalar* weights,
+                      Vector maximum) {
   constexpr int L = Vector::kLanes;
   const Vector zero = broadcast(static_cast<typename Vector::Scalar>(0));
-  const auto whole = [&](int64_t v) { return spread_of(load(z + v), maximum, load(weights + v)); };
+  const auto whole = [&](int64_t v) {
+    return spread_of<Unit>(load(z + v), maximum, load(weights + v));
+  };
   const auto part = [&](int64_t v, int64_t k) {
-    return spread_of(load_first(z + v, k, zero), maximum, load_first(weights + v, k, zero));
+    return spread_of<Unit>(load_first(z + v, k, zero), maximum, load_first(weights + v, k, zero));
   };
   PairSum total = {0.0, 0.0};
   for (int64_t v = 0; v < classes;) {
@@ -84,6 +102,15 @@ PairSum row_spread(const Storage* z, int64_t classes, const typename Vector::Sca
     add_pair(&total, sum_of_lanes(sums));
   }
   return total;
+}
+
+template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
+PairSum row_spread(const Storage* z, int64_t classes, const typename Vector::Scalar* weights,
+                   Vector maximum) {
+  const PairSum spread = row_spread_in<OfOne>(z, classes, weights, maximum);
+  if (!kSpreadMayOverflow<Vector> || !is_infinite(spread.high)) return spread;
+  const PairSum huge = row_spread_in<OfHuge>(z, classes, weights, maximum);
+  return {huge.high / OfHuge::kUnit, huge.low / OfHuge::kUnit};
 }
 
 // The index of the first element of z that equals `value`, which is in it.
