@@ -121,9 +121,9 @@ def merge(parts: Iterable[ArrayLike]) -> Doubles:
     merged["sum_high"], merged["sum_low"] = np.where(none, np.nan, high), low
 
     weight_sum = part["weight_sum"]
-    moved = np.where(weight_sum == 0.0, 0.0, weight_sum * (maximum - part["maximum"]))
-    spread = [np.where(is_masked, 0.0, part[f"spread_{end}"]) for end in ("high", "low")]
-    spread_high, spread_low = _add_in_order(spread[0] + moved, spread[1])
+    moved = weight_sum * (maximum - part["maximum"])
+    moved = np.where(is_masked | (weight_sum == 0.0), 0.0, moved)  # the masked are from 0 on
+    spread_high, spread_low = _add_in_order(part["spread_high"] + moved, part["spread_low"])
     merged["spread_high"] = spread_high
     merged["spread_low"] = np.where(np.isfinite(spread_high), spread_low, 0.0)
     merged["weight_sum"] = np.sum(weight_sum, axis=0)
@@ -147,8 +147,9 @@ def _exponent_between(shift: Doubles, to: Doubles, references: Doubles) -> Doubl
     """
     size = np.maximum(np.abs(shift), np.abs(to))
     rest = np.where(size < LARGEST_UNSHIFTED_DOUBLE, 0.0, LOG2E - LOG2E_OF_FLOATS)
-    whole = np.round(shift - to)
-    part = (shift - to) - whole
+    distance = np.clip(shift - to, -1e300, 1e300)  # which no product of is infinite
+    whole = np.round(distance)
+    part = distance - whole
     exponent: Doubles = (whole * LOG2E_OF_FLOATS + references) + (
         whole * rest + part * (LOG2E_OF_FLOATS + rest)
     )

@@ -538,7 +538,7 @@ def test_huge_logits(isa, dtype, axis):
         assert (grad[0, 1:] == share).all() and (grad[1, 2:] == share).all()
 
 
-@pytest.mark.parametrize("weight", ["none", "of one class"])
+@pytest.mark.parametrize("weight", ["none", "of one class", "of both signs"])
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_logits_farther_apart_than_any_float(isa, dtype, axis, weight):
@@ -546,7 +546,9 @@ def test_logits_farther_apart_than_any_float(isa, dtype, axis, weight):
     # those beside it in a vector show that theirs are not added in another way.
     for classes in SIZES[1:]:
         logits = logits_of(dtype, 3, classes)
-        options = {"weight": class_weights(weight, classes), "label_smoothing": 0.25}
+        signs = np.where(np.arange(classes) % 3 == 1, -1.0, 1.5)
+        weights = signs if weight == "of both signs" else class_weights(weight, classes)
+        options = {"weight": weights, "label_smoothing": 0.25}
         plain = run(logits, [0, 0, 0], 0.0, axis, **options)
         logits[1] = as_dtype(np.float32(3e38), dtype)
         logits[1, classes // 2 :] *= -1
@@ -555,10 +557,35 @@ def test_logits_farther_apart_than_any_float(isa, dtype, axis, weight):
             logits, [0, 0, 0], 0.0, reduction="none", **options
         )
         assert 1e36 < want[1] < 3e38 or weight != "none"
-        np.testing.assert_allclose(loss[1], want[1], rtol=LIMITS["float32"].loss_relative)
+        relative = LIMITS["float32"].loss_relative
+        cancelled = 1.5e38 * relative if weight == "of both signs" else 0.0
+        np.testing.assert_allclose(loss[1], want[1], rtol=relative, atol=cancelled)
         np.testing.assert_array_equal(loss[[0, 2]], plain[0][[0, 2]])
         np.testing.assert_array_equal(grad[[0, 2]], plain[1][[0, 2]])
         np.testing.assert_allclose(grad[1], want_grad[1], rtol=0.01, atol=1e-7)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_class_weights_farther_apart_than_any_floats(isa, dtype, axis):
+    # The smallest one counts, where the largest one's class is certain; the scale of the sums is
+    # that of the largest.
+    for small, large in ((5e-24, 5.7e16), (1e-30, 1e17), (1e-20, 1e15), (1e-300, 1.0)):
+        logits = as_dtype(np.array([[-6e4, 0.0, 0.0], [0.0, -1.0, 1.0]]), dtype)
+        options = {"weight": np.array([small, large, 0.0]), "label_smoothing": 0.25}
+        loss, grad = run(logits, [2, 0], 0.5, axis, **options)
+        want, want_grad = reference.loss_and_grad(logits, [2, 0], 0.5, reduction="none", **options)
+        relative = LIMITS["float64" if dtype == "float64" else "float32"].loss_relative
+        np.testing.assert_allclose(loss, want, rtol=relative)
+        if dtype == "float16":  # whose largest is 65504
+            want_grad = np.where(
+                np.abs(want_grad) > 65504, np.copysign(np.inf, want_grad), want_grad
+            )
+        roundoff = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(dtype, relative)
+        np.testing.assert_allclose(grad, want_grad, rtol=roundoff, atol=1e-6 * large)
+    masked = as_dtype(np.array([[0.0, -np.inf]]), dtype)
+    options = {"weight": [1.0, 1e-46], "label_smoothing": 0.25}
+    assert run(masked, [0], 0.5, axis, **options)[0].tolist() == [np.inf]
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -297,6 +297,46 @@ def test_class_weights_that_cancel():
     np.testing.assert_allclose(shards.loss_and_grad(**given)[0], want, rtol=1e-13)
 
 
+@pytest.mark.parametrize("target", [0, 1])
+def test_doubles_farther_apart_than_any_double(target):
+    logits = np.array([[1e308, -1e308]])
+    options = {"num_classes": 2, "reduction": "none"}
+    stats = shards.merge(
+        shards.partial_stats(logits[:, i : i + 1], [target], first_class=i, num_classes=2)
+        for i in (0, 1)
+    )
+    want, want_grad = gce.loss_and_grad(logits, [target], 0.5, reduction="none")
+    for i in (0, 1):
+        loss, grad = shards.loss_and_grad(
+            logits[:, i : i + 1], [target], 0.5, stats, first_class=i, **options
+        )
+        assert loss == want and grad == want_grad[:, i]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize(
+    ("weight", "loss"),
+    [
+        ([1, 1, 1], np.inf), ([1, 1, 0], np.inf), ([1, -1, -1], -np.inf), ([1, 1, -1], np.nan),
+        ([1, 2, -1], np.nan), ([1, 0, 0], 0.0),
+    ],
+)  # fmt: skip
+def test_a_slice_that_is_masked_as_a_whole(weight, loss, dtype):
+    logits = np.array([[1.0, -np.inf, -np.inf]], dtype)
+    options = {"weight": np.array(weight, float), "label_smoothing": 0.1}
+    slices = {"first": (0, 1), "masked": (1, 3)}
+    parts = [
+        shards.partial_stats(logits[:, a:b], [0], first_class=a, num_classes=3, **options)
+        for a, b in slices.values()
+    ]
+    found, _ = shards.loss_and_grad(
+        logits[:, :1], [0], 0.5, shards.merge(parts), first_class=0, num_classes=3,
+        reduction="none", **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, [loss])
+    np.testing.assert_array_equal(found, gce.loss(logits, [0], 0.5, reduction="none", **options))
+
+
 # What is wrong without care is undefined behaviour: `make sanitize` tells.
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_statistics_of_unaligned_logits(dtype):

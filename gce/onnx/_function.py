@@ -16,6 +16,7 @@ from gce.onnx._graphs import (
     bodies_of,
     copy_of,
     fresh_names,
+    inferred,
     inner_graphs,
     opset_of,
     value_names,
@@ -125,7 +126,7 @@ def _labels_are_probabilities(model: onnx.ModelProto) -> bool:
     ]
     types = _types_of_values(model)
     if not types.keys() >= set(labels):
-        types = _types_of_values(onnx.shape_inference.infer_shapes(model))
+        types = _types_of_values(inferred(model))
     kinds = {f"tensor({tensor_type_name(types.get(name, 0))})" in FLOATS for name in labels}
     if len(kinds) > 1:
         raise ValueError(

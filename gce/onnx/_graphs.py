@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -16,9 +17,11 @@ __all__ = [
     "Body",
     "add_shapes",
     "bodies_of",
+    "contradictions_refused",
     "copy_of",
     "described",
     "fresh_names",
+    "inferred",
     "inner_graphs",
     "opset_of",
     "subgraphs_of",
@@ -43,6 +46,21 @@ def copy_of(model: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelProto:
     raise TypeError(f"model has type {type(model).__name__}, expected onnx.ModelProto or a path")
 
 
+def inferred(model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """The model with the types and shapes that onnx finds, unless they contradict each other."""
+    with contradictions_refused():
+        return onnx.shape_inference.infer_shapes(model, **options)
+
+
+@contextlib.contextmanager
+def contradictions_refused() -> Iterator[None]:
+    """Raise a ValueError where onnx finds that a model's types or shapes contradict each other."""
+    try:
+        yield
+    except onnx.shape_inference.InferenceError as error:
+        raise ValueError(f"model is inconsistent: {error}") from error
+
+
 def add_shapes(model: onnx.ModelProto) -> None:
     """Note the shapes of what ai.onnx.ml's elementwise operators give: onnx infers none."""
     graph = model.graph
@@ -50,8 +68,8 @@ def add_shapes(model: onnx.ModelProto) -> None:
         known = {info.name for info in (*graph.value_info, *graph.output)}
         if node.op_type not in ELEMENTWISE or node.output[0] in known:
             continue
-        inferred = onnx.shape_inference.infer_shapes(model).graph
-        for info in (*inferred.input, *inferred.value_info):
+        found = inferred(model).graph
+        for info in (*found.input, *found.value_info):
             if info.name == node.input[0] and info.type.tensor_type.HasField("shape"):
                 noted = graph.value_info.add()
                 noted.CopyFrom(info)

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from gce.onnx._exporters import MADE_UP, is_pytorch, noted_parameters
-from gce.onnx._graphs import bodies_of, subgraphs_of
+from gce.onnx._graphs import bodies_of, inferred, subgraphs_of
 
 __all__ = ["names_of", "parameters_of", "reached_by_gradients"]
 
@@ -69,7 +69,7 @@ def is_mask(tensor: onnx.TensorProto) -> bool:
 
 def reached_by_gradients(model: onnx.ModelProto, logits: str) -> set[str]:
     """Values between which and the logits are operators that a gradient passes."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = inferred(model).graph
     infos = (*graph.input, *graph.value_info, *graph.output)
     types = {info.name: info.type.tensor_type.elem_type for info in infos}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}

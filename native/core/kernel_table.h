@@ -78,6 +78,7 @@ struct RowProblem {
   const char* weight;  // class weights, or null
   int64_t weight_stride;
   int32_t weight_dtype;
+  bool weights_need_doubles;  // for label smoothing
 
   // Label smoothing, or null: class weights (1 where none are given) over smooth_scale, a power of two, as
   // float, for double logits as double; their sum, over it too.
@@ -122,7 +123,7 @@ struct RowProblem {
 // Whether only kRowsWide can do it.
 static inline bool needs_wide_rows(const RowProblem& problem) {
   return problem.targets_are_probabilities || problem.softcap != 0.0 ||
-         problem.arrays[kVector].data != nullptr;
+         problem.weights_need_doubles || problem.arrays[kVector].data != nullptr;
 }
 
 // Whether row r's entry is r strides of the last axis from the first's, whatever the other arrays' axes are.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <limits>
 #include <new>
 #include <thread>
 
@@ -123,6 +124,20 @@ void merge_axes(RowProblem* rows) {
   rows->ndim = kept + 1;
 }
 
+// Whether label smoothing's class weights are too far apart for floats of which the largest is about 1.
+bool weights_need_doubles(const gce_problem& problem, const RowProblem& rows) {
+  if (rows.label_smoothing == 0.0 || rows.weight == nullptr) return false;
+  if (problem.logits.dtype == GCE_FLOAT64 || rows.shard != GCE_SHARD_NONE) return false;
+  double largest = 0.0;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t v = 0; v < rows.all_classes; ++v) {
+    const double size = std::abs(class_weight_of(rows, v));
+    largest = std::max(largest, size);
+    if (size > 0.0) least = std::min(least, size);
+  }
+  return std::isfinite(largest) && least < largest * 0x1p-100;
+}
+
 int32_t workers_for(int64_t work, int64_t least, int32_t max_workers) {
   return static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(max_workers, work / least)));
 }
@@ -142,6 +157,7 @@ Plan::Plan(const gce_problem& whole, int32_t max_workers) : kernels_(&kernels())
   if (rows_.rows == 0) return;
   // Before a size in bytes overflows: broadcast logits need no memory, but a row's scratch does.
   if (rows_.classes > kMostClasses) throw std::bad_alloc();
+  rows_.weights_need_doubles = weights_need_doubles(problem, rows_);
   if (needs_wide_rows(rows_)) {
     set_wide_weights();
   } else {

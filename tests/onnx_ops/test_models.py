@@ -396,6 +396,10 @@ def test_an_invalid_forward_model_is_the_checkers_to_refuse():
     forward.graph.node.append(helper.make_node("NoSuchOp", ["x"], ["z"]))
     with pytest.raises(onnx.checker.ValidationError, match="NoSuchOp"):
         gce.onnx.attach_loss(forward, logits="logits")
+    forward = linear()
+    forward.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 77
+    with pytest.raises(ValueError, match=r"^model is inconsistent: .*dimension"):
+        gce.onnx.attach_loss(forward, logits="logits")
 
 
 # --- loss_node, schema ----------------------------------------------------------------------------

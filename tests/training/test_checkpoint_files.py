@@ -354,6 +354,48 @@ def test_a_link_and_permissions_are_kept(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+@pytest.mark.parametrize("belongs", [True, False])
+def test_nobody_else_reads_the_new_file(tmp_path, monkeypatch, belongs):
+    trainer, path = trained(1), tmp_path / "training"
+    trainer.save(path)
+    path.chmod(0o640)
+    modes, groups = [], []
+    savez = np.savez
+
+    def watched_savez(file: Any, **arrays: Any) -> None:
+        modes.append(os.fstat(file.fileno()).st_mode & 0o777)
+        savez(file, **arrays)
+
+    def fchown(descriptor: int, user: int, group: int) -> None:
+        groups.append((user, group))
+        if not belongs:
+            raise PermissionError(errno.EPERM, "not of this group")
+
+    monkeypatch.setattr(np, "savez", watched_savez)
+    monkeypatch.setattr(os, "fchown", fchown)
+    # What a killed process has left may be for others to read.
+    beside = tmp_path / "training.gce-tmp"
+    beside.write_bytes(b"half of a checkpoint")
+    beside.chmod(0o666)
+    expected = (-1, path.stat().st_gid)
+    trainer.save(path)
+    assert modes == [0o600] and groups == [expected]
+    assert path.stat().st_mode & 0o777 == (0o640 if belongs else 0o600)
+
+
+def test_an_error_while_another_is_handled(tmp_path, monkeypatch):
+    # In a handler of another exception, which is not what failed.
+    def savez(file: Any, **arrays: Any) -> None:
+        raise ValueError("of numpy")
+
+    monkeypatch.setattr(np, "savez", savez)
+    try:
+        raise KeyError("of the caller")
+    except KeyError:
+        with pytest.raises(ValueError, match="of numpy"):
+            trained(1).save(tmp_path / "training")
+
+
 def test_paths_of_any_type(tmp_path):
     trainer, path = trained(1), tmp_path / "training"
     for each in (path, str(path), os.fsencode(path)):

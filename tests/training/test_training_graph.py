@@ -378,6 +378,10 @@ def test_models_that_cannot_be_trained(make):
     broken.graph.node[0].input[0] = "y"
     with pytest.raises(onnx.checker.ValidationError, match="'y'"):
         make(broken)
+    unlike = linear()
+    unlike.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 77
+    with pytest.raises(ValueError, match=r"^model is inconsistent: .*dimension"):
+        make(unlike)
     whole = linear()
     whole.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
     whole.graph.node[0].output[0] = "product"

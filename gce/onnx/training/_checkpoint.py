@@ -84,17 +84,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     name of its own, what a killed one leaves stays, and who replaces `path` while another does has
     an OSError.
     """
+    old = None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        old = os.stat(path)
     for i in itertools.count():
         beside = path.with_name(f"{path.name}.gce-tmp{number_of_writer(i)}")
-        with opened(beside) as file:
+        with opened(beside, 0o666 if old is None else 0o600) as file:
             if file is None or not (is_locked_now(file) and is_same(file, beside)):
                 continue
             try:
-                keep_permissions(path, file)
+                if old is not None:
+                    set_mode(file, 0o600)  # of what a killed process has left, too
                 file.truncate()
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if old is not None:
+                    take_permissions(file, old)
                 if sys.platform == "win32":
                     file.close()
                 os.replace(beside, path)
@@ -110,11 +116,11 @@ def number_of_writer(i: int) -> str:
     return str(numbers)
 
 
-def opened(beside: Path) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+def opened(beside: Path, mode: int) -> contextlib.AbstractContextManager[IO[bytes] | None]:
     """A new file, or one that this user has left; never another's, and nothing behind a link."""
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        return os.fdopen(os.open(beside, flags | os.O_CREAT | os.O_EXCL, 0o666), "r+b")
+        return os.fdopen(os.open(beside, flags | os.O_CREAT | os.O_EXCL, mode), "r+b")
     except FileExistsError:
         pass
     try:
@@ -133,11 +139,22 @@ def own_id() -> int:
     return 0 if sys.platform == "win32" else os.geteuid()
 
 
-def keep_permissions(path: Path, file: IO[bytes]) -> None:
-    """Let nobody read the new file who could not read the one that it replaces."""
+def take_permissions(file: IO[bytes], old: os.stat_result) -> None:
+    """Let those read the file who could read the old one, as far as the system lets one say so."""
     if sys.platform != "win32":
-        with contextlib.suppress(OSError):  # no file there yet, or a file system without
-            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o777)
+        mode = old.st_mode & 0o777
+        try:
+            os.fchown(file.fileno(), -1, old.st_gid)
+        except OSError:  # this user is not of that group: then no group's is it
+            mode &= ~0o070
+        set_mode(file, mode)
+
+
+def set_mode(file: IO[bytes], mode: int) -> None:
+    """Set the file's permissions, where its file system has them."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            os.fchmod(file.fileno(), mode)
 
 
 def is_locked_now(file: IO[bytes]) -> bool:
@@ -172,10 +189,11 @@ def is_same(file: IO[bytes], path: Path) -> bool:
 @contextlib.contextmanager
 def causes_seen() -> Iterator[None]:
     """Raise what zipfile hides, an interrupt or a full disk: it complains of a part not closed."""
+    handled = sys.exc_info()[1]
     try:
         yield
     except ValueError as error:
-        if error.__context__ is not None:
+        if error.__context__ not in (None, handled):
             raise error.__context__ from None
         raise
 

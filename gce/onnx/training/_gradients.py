@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
 from onnx_ad._graph import node_reads, subgraphs
 
-from gce.onnx._graphs import add_shapes, described, fresh_names, opset_of, value_names
+from gce.onnx._graphs import add_shapes, described, fresh_names, inferred, opset_of, value_names
 from gce.onnx._parameters import reached_by_gradients
 from gce.onnx.training._nodes import Nodes
 from gce.onnx.training._rules import Dims, UnsupportedOperator, rules_for_one_seed
@@ -52,8 +52,8 @@ def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
     del part.graph.input[:]
     part.graph.input.extend(inputs)
     del part.graph.output[:]
-    inferred = onnx.shape_inference.infer_shapes(part).graph.value_info
-    infos = {info.name: info for info in (*inferred, *model.graph.value_info, *model.graph.output)}
+    found = inferred(part).graph.value_info
+    infos = {info.name: info for info in (*found, *model.graph.value_info, *model.graph.output)}
     if logits in infos:
         part.graph.output.append(infos[logits])
         if not any(info.name == logits for info in part.graph.value_info):
@@ -98,7 +98,7 @@ def with_gradients(
     refuse_false_zeros(model, logits, parameters)
     source = onnx.ModelProto()
     source.CopyFrom(model)
-    known = onnx.shape_inference.infer_shapes(source, data_prop=True).graph
+    known = inferred(source, data_prop=True).graph
     if not any(output.name == logits for output in source.graph.output):
         info = next(info for info in known.value_info if info.name == logits)
         source.graph.output.append(info)

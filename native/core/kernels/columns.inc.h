@@ -188,17 +188,18 @@ void column_spreads(const Rows& rows, int64_t r, int64_t classes,
   double* const low = tile->spread_low + r;
   column_spread_in<OfOne>(rows, classes, weights, maximum).save(high, low);
   if (!kSpreadMayOverflow<Vector>) return;
-  F64 largest = broadcast(0.0);
+  const F64 zero = broadcast(0.0);
+  F64 finite = broadcast(1.0);
   for (int i = 0; i < Vector::kLanes; i += F64::kLanes) {
     const F64 some = load(high + i);
-    largest = max(max(some, broadcast(0.0) - some), largest);  // a NaN is passed over
+    finite = select(some - some == zero, finite, zero);
   }
-  if (!any(broadcast(__DBL_MAX__) < largest)) return;
+  if (!any(finite == zero)) return;
   double huge_high[Vector::kLanes];
   double huge_low[Vector::kLanes];
   column_spread_in<OfHuge>(rows, classes, weights, maximum).save(huge_high, huge_low);
   for (int i = 0; i < Vector::kLanes; ++i) {
-    if (!is_infinite(high[i])) continue;
+    if (is_finite(high[i])) continue;
     high[i] = huge_high[i] / OfHuge::kUnit;
     low[i] = huge_low[i] / OfHuge::kUnit;
   }

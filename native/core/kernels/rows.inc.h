@@ -65,8 +65,8 @@ inline Vector spread_of(Vector z, Vector maximum, Vector weight) {
   return select(weight == zero, zero, weight * distance);
 }
 
-// Finite floats can be farther apart than any float: rows in which that gave an infinite sum are added once more, in
-// the other unit, in which what is lost is nothing beside that.
+// Finite floats can be farther apart than any float: rows in which that gave a sum that is not finite are added once
+// more, in the other unit, in which what is lost is nothing beside that.
 struct OfOne {
   static constexpr double kUnit = 1.0;
 };
@@ -76,7 +76,7 @@ struct OfHuge {
 template <class Vector>
 constexpr bool kSpreadMayOverflow = sizeof(typename Vector::Scalar) == sizeof(float);
 
-inline bool is_infinite(double x) { return x == __builtin_inf() || x == -__builtin_inf(); }
+inline bool is_finite(double x) { return x - x == 0.0; }
 
 template <class Unit, class Storage, class Vector>
 PairSum row_spread_in(const Storage* z, int64_t classes, const typename Vector::Scalar* weights,
@@ -108,7 +108,7 @@ template <class Storage, class Vector = typename ComputeOf<Storage>::Vector>
 PairSum row_spread(const Storage* z, int64_t classes, const typename Vector::Scalar* weights,
                    Vector maximum) {
   const PairSum spread = row_spread_in<OfOne>(z, classes, weights, maximum);
-  if (!kSpreadMayOverflow<Vector> || !is_infinite(spread.high)) return spread;
+  if (!kSpreadMayOverflow<Vector> || is_finite(spread.high)) return spread;
   const PairSum huge = row_spread_in<OfHuge>(z, classes, weights, maximum);
   return {huge.high / OfHuge::kUnit, huge.low / OfHuge::kUnit};
 }

@@ -86,7 +86,10 @@ class ShardWorker {
     const bool has_nan = first_nan(z, p_.classes) >= 0;
     PairSum spread = {0.0, 0.0};
     if (smooth_weights() != nullptr) {
-      spread = row_spread(z, p_.classes, smooth_weights(), broadcast(tile_.maximum[0]));
+      // Of classes that are all masked from 0, so that it tells which of them have a weight.
+      const bool is_masked = tile_.maximum[0] == -static_cast<Scalar>(__builtin_inf());
+      const Vector from = broadcast(is_masked ? Scalar(0) : tile_.maximum[0]);
+      spread = row_spread(z, p_.classes, smooth_weights(), from);
     }
     const int64_t target = tile_.target[0] - p_.first_class;
     const bool has_target = !tile_.ignored(0) && target >= 0 && target < p_.classes;
