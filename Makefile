@@ -162,11 +162,14 @@ bare: $(VENV)/.wheels $(VENV)/.test
 pythons: $(VENV)/.wheels
 	$(BIN)/python -m reliability pythons $(WHEEL_PYTHONS)
 
-# The newest versions that the ranges allow, with the hashes of their files; the comment stays.
+# The newest versions that the ranges allow, with the hashes of their files; the comment stays. Of numpy the last one
+# that has wheels for free-threaded 3.13: pip makes none while it looks for hashes.
 constraints: $(VENV)/.wheels
 	@mkdir -p build
 	grep '^#' .ci/build-constraints.txt >build/constraints.txt
+	echo "numpy<2.5 ; python_full_version < '3.14'" >build/older.txt
 	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --upgrade \
+	  --constraints build/older.txt \
 	  --generate-hashes --no-header --no-annotate --group build >>build/constraints.txt
 	mv build/constraints.txt .ci/build-constraints.txt
 
