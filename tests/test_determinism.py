@@ -247,6 +247,7 @@ print("tried", len(calls))
 
 
 def test_subnormal_options_and_results_in_a_thread_that_flushes_them(isa):
+    require(importlib.util.find_spec("torch"), "torch is not installed")
     assert printed_by(SUBNORMAL, (), isa) == ["tried", "12"]
 
 
