@@ -21,11 +21,11 @@ def check_output(folder: Path) -> None:
         If it is a file, not in a directory that exists, or cannot be made or written in.
     """
     try:
-        if folder.exists() and not folder.is_dir():
+        is_new = not folder.exists()
+        if not is_new and not folder.is_dir():
             raise CommandError(f"--output {folder}: not a directory")
         if not folder.absolute().parent.is_dir():
             raise CommandError(f"--output {folder}: not in a directory that exists")
-        is_new = not folder.exists()
         folder.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         if is_new:  # what comes next may end in an error

@@ -430,6 +430,15 @@ def test_sizes_that_no_memory_holds(shape):
             call()
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_class_weights_that_no_memory_holds(dtype):
+    # Each would be looked at, if they were not all the same: days.
+    logits = np.broadcast_to(np.zeros((), dtype), (1, 2**47))
+    weight = np.broadcast_to(1.5, 2**47)
+    with pytest.raises(MemoryError):
+        gce.loss(logits, [0], 0.3, weight=weight, label_smoothing=0.1)
+
+
 def test_results_that_cannot_be_allocated():
     logits = np.broadcast_to(np.float32(0), (2**30, 2**10))  # 4 TiB, of 4 bytes
     targets = np.broadcast_to(np.int8(0), (2**30,))

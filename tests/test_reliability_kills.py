@@ -36,7 +36,7 @@ class Sound:
         return " ".join(map(str, [self.state, *self.losses])) + " " * 20_000
 
     def save(self, path: Path) -> None:
-        beside = path.with_name("latest.gce-tmp")
+        beside = path.with_name(killed.BESIDE["stock"])
         with open(beside, "w") as file:
             file.write(self.text())
             file.flush()
@@ -81,7 +81,7 @@ class Blind(Sound):
         try:
             super().save(path)
         except OSError:
-            path.with_name("latest.gce-tmp").unlink()
+            path.with_name(killed.BESIDE["stock"]).unlink()
 
 
 def survived(

@@ -124,18 +124,28 @@ void merge_axes(RowProblem* rows) {
   rows->ndim = kept + 1;
 }
 
-// Whether label smoothing's class weights are too far apart for floats of which the largest is about 1.
-bool weights_need_doubles(const gce_problem& problem, const RowProblem& rows) {
-  if (rows.label_smoothing == 0.0 || rows.weight == nullptr) return false;
-  if (problem.logits.dtype == GCE_FLOAT64 || rows.shard != GCE_SHARD_NONE) return false;
+// Sizes of class weights: the largest, and the least that is not 0.
+struct WeightSizes {
   double largest = 0.0;
   double least = std::numeric_limits<double>::infinity();
-  for (int64_t v = 0; v < rows.all_classes; ++v) {
+};
+
+WeightSizes sizes_of_weights(const RowProblem& rows) {
+  WeightSizes sizes;
+  // Of a stride of 0 there may be 2^48, all the same, and no memory that a plan needs for them.
+  const bool all_same = rows.weight == nullptr || rows.weight_stride == 0;
+  const int64_t weights = all_same ? 1 : rows.all_classes;
+  for (int64_t v = 0; v < weights; ++v) {
     const double size = std::abs(class_weight_of(rows, v));
-    largest = std::max(largest, size);
-    if (size > 0.0) least = std::min(least, size);
+    sizes.largest = std::max(sizes.largest, size);
+    if (size > 0.0) sizes.least = std::min(sizes.least, size);
   }
-  return std::isfinite(largest) && least < largest * 0x1p-100;
+  return sizes;
+}
+
+// For floats of which the largest is about 1.
+bool too_far_apart(const WeightSizes& sizes) {
+  return std::isfinite(sizes.largest) && sizes.least < sizes.largest * 0x1p-100;
 }
 
 int32_t workers_for(int64_t work, int64_t least, int32_t max_workers) {
@@ -157,11 +167,14 @@ Plan::Plan(const gce_problem& whole, int32_t max_workers) : kernels_(&kernels())
   if (rows_.rows == 0) return;
   // Before a size in bytes overflows: broadcast logits need no memory, but a row's scratch does.
   if (rows_.classes > kMostClasses) throw std::bad_alloc();
-  rows_.weights_need_doubles = weights_need_doubles(problem, rows_);
+  const bool smoothed = rows_.label_smoothing != 0.0;
+  const WeightSizes weights = smoothed ? sizes_of_weights(rows_) : WeightSizes();
+  rows_.weights_need_doubles = problem.logits.dtype != GCE_FLOAT64 &&
+                               rows_.shard == GCE_SHARD_NONE && too_far_apart(weights);
   if (needs_wide_rows(rows_)) {
     set_wide_weights();
   } else {
-    set_label_smoothing(problem);
+    set_label_smoothing(problem, weights.largest);
   }
   kernels_->lay_out(&rows_, kCacheBytes);
   chunks_ = (rows_.rows + rows_.chunk_rows - 1) / rows_.chunk_rows;
@@ -313,18 +326,15 @@ void Plan::set_divisor(const Problem& problem, const RowWeights& weights) {
   if (problem.has_normalizer) rows_.divisor = problem.normalizer;
 }
 
-void Plan::set_label_smoothing(const gce_problem& problem) {
+void Plan::set_label_smoothing(const gce_problem& problem, double largest_weight) {
   if (problem.label_smoothing == 0.0) return;
   const int32_t dtype = problem.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
   const int64_t size = size_of(dtype);
   class_weights_ = allocate_aligned(static_cast<size_t>(rows_.all_classes * size));
-  double largest = 0.0;
-  for (int64_t v = 0; v < rows_.all_classes; ++v) {
-    largest = std::max(largest, std::abs(class_weight_of(rows_, v)));
-  }
   // So that weights which no float can hold count as they do without smoothing.
-  rows_.smooth_scale =
-      largest > 0.0 && std::isfinite(largest) ? std::ldexp(1.0, std::ilogb(largest)) : 1.0;
+  rows_.smooth_scale = largest_weight > 0.0 && std::isfinite(largest_weight)
+                           ? std::ldexp(1.0, std::ilogb(largest_weight))
+                           : 1.0;
   PairSum sum = {0.0, 0.0};
   for (int64_t v = 0; v < rows_.all_classes; ++v) {
     const double weight = class_weight_of(rows_, v) / rows_.smooth_scale;

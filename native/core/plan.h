@@ -44,7 +44,7 @@ class Plan {
   void lay_out_elements(const gce_binary_problem& problem);
   template <class Problem>
   void set_divisor(const Problem& problem, const RowWeights& weights);
-  void set_label_smoothing(const gce_problem& problem);
+  void set_label_smoothing(const gce_problem& problem, double largest_weight);
   void set_wide_weights();
   void set_workers(int32_t max_workers);
   void allocate();

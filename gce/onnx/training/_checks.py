@@ -151,7 +151,7 @@ class Feeds:
             raise TypeError(f"labels has dtype {targets.dtype}, expected floats: probabilities")
         if not probabilities and targets.dtype.kind not in "iu":
             raise TypeError(f"labels has dtype {targets.dtype}, expected integers")
-        if targets.dtype.kind == "u":  # what is too large must stay so
+        if targets.dtype.newbyteorder("=") == np.uint64:  # what is too large must stay so
             targets = np.minimum(targets, np.uint64(np.iinfo(np.int64).max))
         sizes: dict[str, set[int]] = {}
         for name, array in inputs.items():
