@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 
 import onnx
-import onnx.inliner
 from onnx import parser
 
 from gce._onnx_library import DOMAIN, OP_TYPE
@@ -17,6 +16,7 @@ from gce.onnx._graphs import (
     copy_of,
     fresh_names,
     inferred,
+    inlined,
     inner_graphs,
     opset_of,
     value_names,
@@ -117,7 +117,7 @@ def _labels_are_probabilities(model: onnx.ModelProto) -> bool:
     """Whether the labels of our nodes are; of one whose labels have no known type they are not."""
     in_functions = (b for f in model.functions for b in (f, *inner_graphs(f)))
     if any(_is_ours(node.domain, node.op_type) for body in in_functions for node in body.node):
-        model = onnx.inliner.inline_local_functions(model)  # the types are those of the calls
+        model = inlined(model)  # the types are those of the calls
     labels = [
         node.input[LABELS]
         for graph in (model.graph, *inner_graphs(model.graph))

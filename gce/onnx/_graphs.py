@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "described",
     "fresh_names",
     "inferred",
+    "inlined",
     "inner_graphs",
     "opset_of",
     "subgraphs_of",
@@ -50,6 +52,14 @@ def inferred(model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
     """The model with the types and shapes that onnx finds, unless they contradict each other."""
     with contradictions_refused():
         return onnx.shape_inference.infer_shapes(model, **options)
+
+
+def inlined(model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """The model with the bodies of its functions in place of their calls, where they have one."""
+    try:
+        return onnx.inliner.inline_local_functions(model, **options)
+    except RuntimeError as error:
+        raise ValueError(f"functions of model cannot be inlined: {error}") from error
 
 
 @contextlib.contextmanager

@@ -265,6 +265,13 @@ def test_functions_and_cast_like(tmp_path):
     assert len(trained.functions) == 1  # the model as it was
 
 
+def test_a_model_without_the_opset_of_a_node():
+    forward = shifted((7, 5))
+    forward.graph.node[0].domain = "mine"
+    with pytest.raises(ValueError, match=r"^model is inconsistent: .* domain mine"):
+        ort_training.prepare_model(forward)
+
+
 def test_initializers_that_are_inputs_too(tmp_path):
     """As exporters wrote them before IR 4, and some on request."""
     forward = shifted((7, 5))

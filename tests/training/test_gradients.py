@@ -395,6 +395,17 @@ def test_functions_are_inlined(opset: int) -> None:
     check_gradients(model, {"x": X})
 
 
+def test_functions_that_onnx_cannot_inline() -> None:
+    """One whose opset is beyond what onnx knows, though its only operator has not changed."""
+    model = double_model(
+        """<ir_version: 10, opset_import: ["" : 20, "my" : 1]>
+        graph (double[N,3] x) => (double[N,4] y) { h = my.Rise(x)\n y = MatMul(h, W) }
+        <domain: "my", opset_import: ["" : 99]> Rise (u) => (z) { z = Relu(u) }"""
+    )
+    with pytest.raises(ValueError, match=r"^functions of model cannot be inlined: "):
+        training_graph(model)
+
+
 @pytest.mark.parametrize("opset", [9, 11, 13, 15])
 def test_older_opsets_are_converted(opset: int) -> None:
     """Operators whose axes were attributes, and a Softmax of all the axes behind one."""

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from gce._onnx_library import library_path, register
-from gce.onnx._graphs import value_names
+from gce.onnx._graphs import inferred, value_names
 from gce.onnx._parameters import names_of, reached_by_gradients
 from gce.onnx.ort_training._prepare import Prepared, prepared_of
 from gce.onnx.ort_training._runtime import MAX_IR_VERSION, artifacts, onnxblock, onnxruntime
@@ -192,7 +192,7 @@ class _Scalar(onnxblock.Block):  # type: ignore[misc]  # onnxruntime has no type
     def build(self, *names: str) -> Any:
         built = self._loss(*names)
         loss, *others = built if isinstance(built, tuple) else (built,)
-        graph = onnx.shape_inference.infer_shapes(self.base).graph
+        graph = inferred(self.base).graph
         for info in (*graph.value_info, *graph.output):
             dims = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
             if info.name == loss and dims and set(dims) == {1}:

@@ -6,10 +6,9 @@ import os
 from typing import NamedTuple
 
 import onnx
-from onnx import inliner
 
 from gce.onnx._exporters import noted_parameters
-from gce.onnx._graphs import add_shapes, copy_of, opset_of
+from gce.onnx._graphs import add_shapes, copy_of, inferred, inlined, opset_of
 from gce.onnx._parameters import FLOATS, parameters_of
 from gce.onnx._restore import restore_parameters
 from gce.onnx.ort_training._rewrite import Rewriter
@@ -101,7 +100,7 @@ def prepared_of(model: onnx.ModelProto | str | os.PathLike[str]) -> Prepared:
     copies = restore_parameters(prepared)
     parameters, made_of = parameters_of(prepared), noted_parameters(prepared) or {}
     if prepared.functions:
-        prepared = inliner.inline_local_functions(prepared)
+        prepared = inlined(prepared)
     prepared.ir_version = min(prepared.ir_version, MAX_IR_VERSION)
     graph = prepared.graph
     initialized = {tensor.name for tensor in graph.initializer}
@@ -120,16 +119,16 @@ def with_symbolic_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not has_unknown_shape(model):
         return model
-    inferred = inferred_by_runtime(model)
-    if inferred is None:
+    completed = inferred_by_runtime(model)
+    if completed is None:
         return model
-    known = {info.name: info for info in inferred.graph.value_info}
+    known = {info.name: info for info in completed.graph.value_info}
     for info in model.graph.value_info:  # what an exporter noted of parameters
         if info.name not in known:
-            inferred.graph.value_info.append(info)
+            completed.graph.value_info.append(info)
         elif info.metadata_props:
             known[info.name].metadata_props.extend(info.metadata_props)
-    return inferred
+    return completed
 
 
 def inferred_by_runtime(model: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -149,13 +148,13 @@ def inferred_by_runtime(model: onnx.ModelProto) -> onnx.ModelProto | None:
         inference._update_output_from_vi()
     except Exception:
         return None
-    inferred: onnx.ModelProto = inference.out_mp_
-    return inferred if complete else None
+    completed: onnx.ModelProto = inference.out_mp_
+    return completed if complete else None
 
 
 def has_unknown_shape(model: onnx.ModelProto) -> bool:
     """Whether a float value has a size without a name, as far as onnx can infer."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = inferred(model).graph
     infos = {info.name: info.type.tensor_type for info in (*graph.value_info, *graph.output)}
     tensors = (infos.get(name) for node in graph.node for name in node.output)
     return any(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from gce.onnx._graphs import described, fresh_names, value_names
+from gce.onnx._graphs import described, fresh_names, inferred, value_names
 from gce.onnx.ort_training._runtime import onnxruntime
 
 __all__ = ["Rewriter"]
@@ -25,10 +25,10 @@ class Rewriter:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
         self.fresh = fresh_names(value_names(model), "prepared")
-        inferred = onnx.shape_inference.infer_shapes(model).graph
+        known = inferred(model).graph
         self.infos = {
             info.name: info.type.tensor_type
-            for info in (*inferred.input, *inferred.value_info, *inferred.output)
+            for info in (*known.input, *known.value_info, *known.output)
         }
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
 

@@ -16,10 +16,17 @@ import numpy as np
 import onnx
 import onnx_ad
 from onnx import helper, numpy_helper
-from onnx.inliner import inline_local_functions
 from onnx_ad._graph import node_reads, subgraphs
 
-from gce.onnx._graphs import add_shapes, described, fresh_names, inferred, opset_of, value_names
+from gce.onnx._graphs import (
+    add_shapes,
+    described,
+    fresh_names,
+    inferred,
+    inlined,
+    opset_of,
+    value_names,
+)
 from gce.onnx._parameters import reached_by_gradients
 from gce.onnx.training._nodes import Nodes
 from gce.onnx.training._rules import Dims, UnsupportedOperator, rules_for_one_seed
@@ -35,7 +42,7 @@ FALSE_ZEROS = {"Det": 0, "OneHot": 2}  # inputs whose gradient onnx-ad takes for
 def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
     """The part of the model that computes `logits`, without functions, of a recent opset."""
     if model.functions:
-        model = inlined(model)
+        model = without_functions(model)
     if opset_of(model) < LEAST_OPSET:
         try:
             model = onnx.version_converter.convert_version(model, NEW_OPSET)
@@ -62,7 +69,7 @@ def prepared(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
     return part
 
 
-def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without functions, those of another opset too."""
     typed = onnx.ModelProto()
     typed.CopyFrom(model)
@@ -73,7 +80,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         for tensor in graph.initializer
         if tensor.name not in known
     )
-    return inline_local_functions(typed, convert_version=True)
+    return inlined(typed, convert_version=True)
 
 
 def with_gradients(
