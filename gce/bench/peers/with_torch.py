@@ -130,7 +130,7 @@ def cross_entropy(data: Data, threads: int) -> Work:
     if data.weight is not None:
         weight = tensor_of(data.weight).to(tensor_of(data.logits[:1]).dtype)
         options = {"weight": weight, "ignore_index": data.options["ignore_index"]}
-    function = torch.nn.functional.cross_entropy
+    function: Any = torch.nn.functional.cross_entropy
     if data.case.options == BINARY:
         function = torch.nn.functional.binary_cross_entropy_with_logits
     if data.case.options == SOFTCAP:
