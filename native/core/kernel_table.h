@@ -140,6 +140,11 @@ static inline double class_weight_of(const RowProblem& problem, int64_t v) {
   return read_real(problem.weight + v * problem.weight_stride, problem.weight_dtype);
 }
 
+// How many of the first class weights there are to look at: of a stride of 0 there may be 2^58, all the same.
+static inline int64_t weights_to_look_at(const RowProblem& problem) {
+  return problem.weight_stride == 0 ? 1 : problem.all_classes;
+}
+
 // A sum kept as an unevaluated pair high + low.
 struct PairSum {
   double high;

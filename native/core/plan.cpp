@@ -132,10 +132,7 @@ struct WeightSizes {
 
 WeightSizes sizes_of_weights(const RowProblem& rows) {
   WeightSizes sizes;
-  // Of a stride of 0 there may be 2^48, all the same, and no memory that a plan needs for them.
-  const bool all_same = rows.weight == nullptr || rows.weight_stride == 0;
-  const int64_t weights = all_same ? 1 : rows.all_classes;
-  for (int64_t v = 0; v < weights; ++v) {
+  for (int64_t v = 0; v < weights_to_look_at(rows); ++v) {
     const double size = std::abs(class_weight_of(rows, v));
     sizes.largest = std::max(sizes.largest, size);
     if (size > 0.0) sizes.least = std::min(sizes.least, size);
@@ -173,7 +170,7 @@ Plan::Plan(const gce_problem& whole, int32_t max_workers) : kernels_(&kernels())
                                rows_.shard == GCE_SHARD_NONE && too_far_apart(weights);
   if (needs_wide_rows(rows_)) {
     set_wide_weights();
-  } else {
+  } else if (smoothed) {
     set_label_smoothing(problem, weights.largest);
   }
   kernels_->lay_out(&rows_, kCacheBytes);
@@ -327,7 +324,6 @@ void Plan::set_divisor(const Problem& problem, const RowWeights& weights) {
 }
 
 void Plan::set_label_smoothing(const gce_problem& problem, double largest_weight) {
-  if (problem.label_smoothing == 0.0) return;
   const int32_t dtype = problem.logits.dtype == GCE_FLOAT64 ? GCE_FLOAT64 : GCE_FLOAT32;
   const int64_t size = size_of(dtype);
   class_weights_ = allocate_aligned(static_cast<size_t>(rows_.all_classes * size));

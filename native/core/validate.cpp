@@ -353,9 +353,7 @@ int64_t check_target_values(const gce_problem& p, const RowProblem& rows,
 bool weights_have_one_sign(const RowProblem& rows) {
   bool any_positive = false;
   bool any_negative = false;
-  // Of a stride of 0 there may be 2^58, all the same.
-  const int64_t weights = rows.weight_stride == 0 ? 1 : rows.all_classes;
-  for (int64_t v = 0; v < weights; ++v) {
+  for (int64_t v = 0; v < weights_to_look_at(rows); ++v) {
     any_positive = any_positive || class_weight_of(rows, v) > 0.0;
     any_negative = any_negative || class_weight_of(rows, v) < 0.0;
   }
